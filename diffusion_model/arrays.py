@@ -1,0 +1,182 @@
+"""A folder of arrays: `.npy` files and a `meta.json` that is written last, so a folder with a `meta.json` is finished.
+
+Nothing here reads or writes pickle. Every file goes to a temporary name in its own folder, is flushed to disk and then
+renamed: a reader sees the old file, the new file or none. `meta.json` carries `format`, `kind` and, for each array,
+its shape, dtype and CRC-32, so that a truncated or altered file is refused with a sentence instead of being believed.
+"""
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+FORMAT = 1
+VERIFY_UP_TO = 256 * 2**20  # bytes; larger files are checked by size and header alone when opened
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` on a temporary name beside `path`, flush to disk, rename to `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as readable JSON; NaN and infinity are refused (ValueError), for no other reader accepts them."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; a truncated or altered file is a ValueError that names it."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is truncated or altered ({error}): remove it and run the command that wrote it again"
+        ) from None
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write one `.npy` file; object arrays are refused by numpy (ValueError)."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    write_atomically(path, write)
+
+
+def read_array(path: Path, checksum: int | None = None) -> np.ndarray:
+    """Memory-map one `.npy` file, read-only; with `checksum`, its CRC-32 must agree (files up to `VERIFY_UP_TO` bytes)."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run the command that writes {path.parent} again")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a .npy file ({error}): remove its folder and make it again"
+        ) from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive of arrays, expected one array in a .npy file")
+    if checksum is not None and path.stat().st_size <= VERIFY_UP_TO and file_checksum(path) != checksum:
+        raise ValueError(
+            f"{path} was altered after it was written (its checksum differs): remove its folder and make it again"
+        )
+    return array
+
+
+def file_checksum(path: Path) -> int:
+    """CRC-32 of a file's bytes, read in blocks of 4 MiB."""
+    value = 0
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def describe(path: Path) -> dict:
+    """What `meta.json` says of one `.npy` file: shape, dtype and CRC-32."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": file_checksum(path)}
+
+
+def write_folder(folder: Path, kind: str, arrays: dict[str, np.ndarray], **meta: Any) -> Path:
+    """Write `arrays` as `NAME.npy` and then `meta.json`; an old `meta.json` is removed first, so half a rewrite is not readable."""
+    folder = Path(folder)
+    (folder / "meta.json").unlink(missing_ok=True)
+    for name, array in arrays.items():
+        write_array(folder / f"{name}.npy", np.asarray(array))
+    seal_folder(folder, kind, list(arrays), **meta)
+    return folder
+
+
+def seal_folder(folder: Path, kind: str, names: list[str], **meta: Any) -> None:
+    """Write `meta.json` over arrays that already lie in `folder` (for writers that stream)."""
+    entries = {name: describe(folder / f"{name}.npy") for name in names}
+    write_json(folder / "meta.json", {"format": FORMAT, "kind": kind, **meta, "arrays": entries})
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether `folder` was written to its end."""
+    return (Path(folder) / "meta.json").is_file()
+
+
+def read_meta(folder: Path, kind: str, remedy: str) -> dict:
+    """`meta.json` of a finished folder of this kind; `remedy` is the command the error tells the user to run."""
+    folder = Path(folder)
+    if not is_finished(folder):
+        state = "is not finished" if folder.is_dir() and any(folder.iterdir()) else "does not exist"
+        raise FileNotFoundError(f"{folder} {state} (a folder of {kind} was expected there): {remedy}")
+    meta = read_json(folder / "meta.json")
+    check_meta(meta, folder / "meta.json", kind)
+    return meta
+
+
+def check_meta(meta: Any, path: Path, kind: str) -> None:
+    """Refuse content that is not of this kind, or that a newer version of the project wrote."""
+    if not isinstance(meta, dict) or "kind" not in meta or "format" not in meta:
+        raise ValueError(f"{path} has no fields 'kind' and 'format': it was altered, or this project did not write it")
+    if meta["kind"] != kind:
+        raise ValueError(f"{path} describes {meta['kind']}, expected {kind}")
+    if not isinstance(meta["format"], int) or meta["format"] > FORMAT:
+        raise ValueError(f"{path} has format {meta['format']}, this version reads up to {FORMAT}: update the project")
+
+
+def read_folder(
+    folder: Path, kind: str, remedy: str = "run the command that writes it"
+) -> tuple[dict[str, np.ndarray], dict]:
+    """Memory-mapped arrays by name, and the meta, of a finished folder of this kind.
+
+    Errors: FileNotFoundError where nothing is finished, ValueError where a file is missing, truncated, altered,
+    of another kind or of a newer format.
+    """
+    folder = Path(folder)
+    meta = read_meta(folder, kind, remedy)
+    arrays = {}
+    for name, entry in meta["arrays"].items():
+        array = read_array(folder / f"{name}.npy", entry["crc32"])
+        found = (list(array.shape), str(array.dtype))
+        if found != (entry["shape"], entry["dtype"]):
+            raise ValueError(
+                f"{folder / name}.npy holds {found}, meta.json says {(entry['shape'], entry['dtype'])}: make it again"
+            )
+        arrays[name] = array
+    return arrays, meta
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], **meta: str) -> None:
+    """Write one safetensors file; `meta` is its header of strings."""
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(held, temporary, metadata=meta or None))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of one safetensors file, on the CPU; a truncated or altered header is a ValueError that names the file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}): remove its folder and make it again"
+        ) from None

@@ -1,0 +1,276 @@
+"""What every command shares: its command line, its errors, its randomness, its device and its progress.
+
+A command is `main(argv) -> status` started by `launch(main)`. A user's mistake is one sentence on stderr: status 2 for
+usage (options, values, config fields), 1 for a failure. `--config FILE:PRESET` names a configuration: a whole
+`ConfigDict` for `main.py`, and for every other command the section of its own name, whose fields become its defaults.
+"""
+
+import argparse
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ml_collections
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT_EVERY = 20.0  # seconds between progress lines where there is no terminal
+
+
+class UsageError(ValueError):
+    """A wrong option, value or config field: one sentence, exit status 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`known` for an error message: the names nearest to `name`, or all of them where they are few or none is near."""
+    known = sorted(str(entry) for entry in known)
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if close:
+        return "nearest: " + ", ".join(close)
+    return "accepted: " + ", ".join(known)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the project's manners: defaults in `--help`, no abbreviations, nearest names in errors, `--config`.
+
+    `document` is the module docstring of the command; its first paragraph is the description and the rest the epilogue.
+    """
+
+    def __init__(self, document: str, **options: Any) -> None:
+        summary, _, rest = (document or "").strip().partition("\n\n")
+        super().__init__(description=summary, epilog=rest, formatter_class=_Formatter, allow_abbrev=False, **options)
+        self.add_argument("--config", metavar="FILE:PRESET", help="take the defaults of this command from this preset")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError in place of printing the whole usage."""
+        raise UsageError(f"{message} (run `python {_command(self.prog)} --help`)")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Parse, after the preset's section has become the defaults; unknown options name their nearest neighbours."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        preset = _value_of("--config", arguments)
+        if preset:
+            self._take_defaults(preset)
+        known, extra = super().parse_known_args(arguments, namespace)
+        if extra:
+            options = [option for action in self._actions for option in action.option_strings]
+            self.error(f"unknown argument {extra[0]}; {nearest(extra[0].split('=')[0], options)}")
+        return known
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = "/".join(action.option_strings) or action.dest
+            self.error(f"{name}: {value!r} is not known; {nearest(value, action.choices)}")
+
+    def _take_defaults(self, preset: str) -> None:
+        config = load_config(preset)
+        section = Path(self.prog).stem
+        if section not in config:
+            raise UsageError(f"{preset} has no section {section!r}; {nearest(section, config.keys())}")
+        actions = {action.dest: action for action in self._actions}
+        for name, value in config[section].items():
+            if name not in actions:
+                raise UsageError(f"{preset}: {section}.{name} is no option of this command; {nearest(name, actions)}")
+            value = list(value) if isinstance(value, tuple) else value
+            self.set_defaults(**{name: value})
+            actions[name].required = False
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Paragraphs as written, defaults behind each option (also behind those without a help text)."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool):
+            return action.help or ""
+        return super()._get_help_string(action) or " (default: %(default)s)"
+
+
+def _command(prog: str) -> str:
+    found = [path for path in ROOT.glob(f"*/{Path(prog).name}")]
+    return str(found[0].relative_to(ROOT)) if found else prog
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument.startswith(option + "="):
+            return argument.partition("=")[2]
+        if argument == option and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return None
+
+
+def launch(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        status = main(argv) or 0
+    except UsageError as error:
+        status = _report(error, 2)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command to go on from here", file=sys.stderr)
+        status = 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not _is_ours(error):
+            traceback.print_exc()
+        status = _report(error, 1)
+    sys.exit(status)
+
+
+def _report(error: BaseException, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the project itself raised this (a sentence for the user), rather than a library below it (a bug of ours)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(ROOT) and ".venv" not in frames[-1].filename
+    )
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """The locked configuration `FILE:PRESET`, with `--config.section.field=value` overrides of the field's own type.
+
+    FILE is looked up from here and then from the project's root. Unknown presets and fields are a UsageError.
+    """
+    name, _, preset = spec.partition(":")
+    path = next((base / name for base in (Path(), ROOT) if (base / name).is_file()), None)
+    if path is None:
+        known = [str(entry.relative_to(ROOT)) for entry in (ROOT / "configs").glob("*.py")]
+        raise UsageError(f"no configuration file {name}; {nearest(name, known)}")
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    presets = {entry.lower(): entry for entry in module.PRESETS}
+    if preset.lower() not in presets:
+        raise UsageError(f"{name} has no preset {preset!r}; {nearest(preset, module.PRESETS)}")
+    config = module.get_config(presets[preset.lower()]).lock()
+    for override in overrides:
+        override_field(config, override)
+    return config
+
+
+def override_field(config: ml_collections.ConfigDict, override: str) -> None:
+    """Apply one `--config.section.field=value`; the value is read as JSON or, failing that, as text."""
+    name, equals, text = override.removeprefix("--config.").partition("=")
+    if not override.startswith("--config.") or not equals:
+        raise UsageError(f"cannot read {override!r}: write --config.section.field=value")
+    *sections, field = name.split(".")
+    node = config
+    for section in [*sections, field]:
+        if not isinstance(node, ml_collections.ConfigDict) or section not in node:
+            known = flatten(config)
+            raise UsageError(f"the configuration has no field {name!r}; {nearest(name, known)}")
+        parent, node = node, node[section]
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = {"True": True, "False": False, "None": None}.get(text, text)
+    if isinstance(node, ml_collections.ConfigDict):
+        raise UsageError(f"{name!r} is a section; its fields are {', '.join(node)}")
+    if isinstance(node, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(node, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if node is not None and type(value) is not type(node):
+        raise UsageError(f"--config.{name}={text}: expected a value of type {type(node).__name__}, such as {node!r}")
+    parent[field] = value
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as {'section.field': value}."""
+    flat = {}
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def seed_of(*key: Any) -> int:
+    """A 63-bit seed that is a function of the key alone: seed_of(run seed, "start", 17)."""
+    digest = hashlib.sha256(json.dumps(key).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(*key: Any, device: str | torch.device = "cpu") -> torch.Generator:
+    """A torch generator seeded by `seed_of(*key)`."""
+    return torch.Generator(device=device).manual_seed(seed_of(*key))
+
+
+def sample_noise(key: Any, seeds: Iterable[int], shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal noise [B, *shape] in float32 on the CPU; row i depends on (key, seeds[i]) alone, whatever the batch."""
+    return torch.stack([torch.randn(tuple(shape), generator=generator(key, int(seed))) for seed in seeds])
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is the GPU where torch can use one, else the CPU; a GPU that torch cannot use is a ValueError with the remedy."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif Path("/proc/driver/nvidia/version").is_file():
+            driver = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+            raise ValueError(
+                f"a GPU is present ({driver}) but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it: "
+                "install a torch build for this driver, or pass --device cpu"
+            )
+        else:
+            name = "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device: {name!r} is not known; accepted: auto, cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch {torch.__version__} finds no CUDA device here; pass --device cpu")
+    return device
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that a result may depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def progress(items: Iterable[Any], what: str, unit: str = "it", total: int | None = None) -> Iterator[Any]:
+    """Iterate with progress on stderr: a tqdm bar on a terminal, else a line every `REPORT_EVERY` seconds with speed and time left."""
+    if total is None:
+        total = len(items)
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, unit=unit, total=total, dynamic_ncols=True)
+        return
+    start = reported = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - reported >= REPORT_EVERY and done:
+            speed = done / (now - start)
+            print(
+                f"{what}: {done}/{total} {unit}, {speed:.3g} {unit}/s, {(total - done) / speed:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+            reported = now
+        yield item
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line (metrics.jsonl); floats that are not finite become null."""
+    clean = {name: None if isinstance(value, float) and value != value else value for name, value in record.items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("a") as file:
+        file.write(json.dumps(clean) + os.linesep)
