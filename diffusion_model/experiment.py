@@ -96,7 +96,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def _command(prog: str) -> str:
-    found = [path for path in ROOT.glob(f"*/{Path(prog).name}")]
+    found = list(ROOT.glob(f"*/{Path(prog).name}"))
     return str(found[0].relative_to(ROOT)) if found else prog
 
 

@@ -111,7 +111,7 @@ def image_grid(images: np.ndarray, columns: int, path: Path) -> Path:
     """Write uint8 images [N, C, H, W] as one PNG, one pixel apart, enlarged to at least 64 pixels a side."""
     from PIL import Image
 
-    count, channels, height, width = images.shape
+    count, _, height, width = images.shape
     rows = -(-count // columns)
     sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, np.uint8)
     for index, image in enumerate(images):

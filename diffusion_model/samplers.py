@@ -5,6 +5,7 @@ probability flow is dx/dlevel = (x - denoise(x, level)) / level (Karras et al. 2
 whatever linear SDE the model was trained with, after x -> x / alpha.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -33,7 +34,7 @@ def euler(denoise: Denoiser, x: torch.Tensor, levels: torch.Tensor) -> Iterator[
     """First order; one network evaluation a step. Yields the state at each of `levels`, the first included."""
     yield x
     levels = levels.to(x)
-    for level, following in zip(levels[:-1], levels[1:], strict=True):
+    for level, following in itertools.pairwise(levels):
         x = x + (following - level) * slope(denoise, x, level)
         yield x
 
@@ -43,7 +44,7 @@ def heun(denoise: Denoiser, x: torch.Tensor, levels: torch.Tensor) -> Iterator[t
     """Second order (Karras et al. 2022, algorithm 1); two evaluations a step, one in a last step to 0."""
     yield x
     levels = levels.to(x)
-    for level, following in zip(levels[:-1], levels[1:], strict=True):
+    for level, following in itertools.pairwise(levels):
         first = slope(denoise, x, level)
         proposal = x + (following - level) * first
         if following > 0:
