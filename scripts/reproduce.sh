@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# reproduce.sh [PRESET] [WORKDIR]: the environment, then a whole study, from data to report.html in WORKDIR.
+#
+#   embedded      small synthetic images; about 10 minutes on 2 CPU cores, offline (the default; WORKDIR: .)
+#   FashionMNIST  28 x 28 clothes;        about 60 minutes on 2 CPU cores     (WORKDIR: studies/FashionMNIST)
+#   smoke         a check of the pipeline; about 1 minute                     (WORKDIR: studies/smoke)
+#
+# Stages that are done are skipped: run the same command to go on after an interruption. To do a stage and those after
+# it again, remove WORKDIR/.stages/STAGE.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+#                            data set       score model              representation model     duration
+case ${1:-embedded} in
+    embedded)     study=(synthetic16   edm.py:synthetic16       drl.py:synthetic16-study "about 10 minutes on 2 CPU cores") ;;
+    FashionMNIST) study=(fashion_mnist edm.py:fashion_mnist     drl.py:fashion_mnist     "about 60 minutes on 2 CPU cores") ;;
+    smoke)        study=(synthetic16   edm.py:smoke             drl.py:smoke             "about 1 minute") ;;
+    *)
+        echo "error: no preset ${1@Q}; accepted: embedded, FashionMNIST, smoke" >&2
+        exit 2
+        ;;
+esac
+preset=${1:-embedded}
+data=${study[0]}
+edm=runs/edm-$data
+drl=runs/drl-$data
+workdir=.
+if [[ $preset != embedded ]]; then
+    workdir=studies/$preset
+fi
+workdir=${2:-$workdir}
+
+mkdir -p "$workdir/.stages"
+cd "$workdir"
+if [[ -f .stages/preset && $(<.stages/preset) != "$preset" ]]; then
+    echo "error: $PWD holds the study $(<.stages/preset): give $preset a folder of its own," \
+        "bash scripts/reproduce.sh $preset WORKDIR" >&2
+    exit 1
+fi
+echo "$preset" >.stages/preset
+echo "$preset in $PWD: ${study[3]}, $(find .stages -type f ! -name preset | wc -l) stages done already"
+
+# stage NAME COMMAND [ARGUMENTS]: run a command of the project once; after a stage that ran, the later ones run too
+ran=0
+stage() {
+    local name=$1 key began=$SECONDS
+    shift
+    key=$(printf '%s\n' "$@" | sha256sum)
+    if [[ $ran == 0 && -f .stages/$name && $(<".stages/$name") == "$key" ]]; then
+        echo "skipped $name"
+        return
+    fi
+    ran=1
+    rm -f ".stages/$name"
+    if ! "$PYTHON" "$ROOT/$1" "${@:2}"; then
+        echo "error: stopped in $name: run the same command to go on from here" >&2
+        exit 1
+    fi
+    echo "$key" >".stages/$name"
+    echo "done $name ($((SECONDS - began)) s)"
+}
+# analysis NAME COMMAND [ARGUMENTS]: a stage whose options stand in the study's preset
+analysis() {
+    stage "$@" --config "configs/study.py:$preset"
+}
+
+stage    data             diffusion_model/prepare_data.py "$data"
+stage    train-edm        diffusion_model/main.py --mode train --config "configs/${study[1]}" --workdir "$edm"
+stage    train-drl        diffusion_model/main.py --mode train --config "configs/${study[2]}" --workdir "$drl"
+analysis features         diffusion_model/train_features.py "$data"
+analysis representations  diffusion_model/representations.py "$drl"
+analysis classify         downstream_classification/classify.py "$drl/trajectories/encoder"
+analysis classify-untrained downstream_classification/classify.py "$drl/trajectories/untrained"
+analysis classify-pixels  downstream_classification/classify.py "$drl/trajectories/pixels"
+analysis tabulate         downstream_classification/tabulate.py "$drl"
+analysis information      qualitative_analysis/estimate_mi.py "$drl"
+analysis attention        qualitative_analysis/profile_attention.py "$drl"
+analysis gaussian         linear_structure/get_parameters.py "$data" gaussian gaussian_params
+analysis sweep            linear_structure/sweep_skips.py "$edm" gaussian_params
+analysis skips            linear_structure/process_experiments_with_skips.py "$edm"
+analysis scores           linear_structure/compare_scores.py "$edm" gaussian_params
+analysis plot-scores      linear_structure/plot_scores.py "$edm"
+rm -f .stages/report # the check always runs
+analysis report           qualitative_analysis/write_report.py . --check

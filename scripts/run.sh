@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# run.sh [DATASET] [AUG] [MODE] [MIXUP] [WIDEN] [SEED] [--config.section.field=value ...]: train one model.
+# Defaults: synthetic none probabilistic-drl False 1 0, learning rate 2e-4. One device, or GPUS=n of them.
+# The run is runs/DATASET_WIDEN_AUG_MODE_MIXUP_LR_SEED, with LR in shortest form (0.0002); the same command goes on with it.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$ROOT/scripts/names.sh"
+
+arguments=()
+while [[ $# -gt 0 && $1 != --* ]]; do
+    arguments+=("$1")
+    shift
+done
+if [[ ${#arguments[@]} -gt 6 ]]; then
+    echo "error: run.sh takes DATASET AUG MODE MIXUP WIDEN SEED and then --config options, got: ${arguments[*]}" >&2
+    exit 2
+fi
+defaults=(synthetic none probabilistic-drl False 1 0)
+values=("${arguments[@]}" "${defaults[@]:${#arguments[@]}}")
+
+dataset=$(canonical "${values[0]}")
+augmentation=${values[1]} mode=${values[2]} mixup=${values[3]} widen=${values[4]} seed=${values[5]}
+rate=2e-4
+for option in "$@"; do
+    if [[ $option == --config.optimiser.learning_rate=* ]]; then
+        rate=${option#*=}
+    fi
+done
+rate=$(number "$rate")
+
+command=("$PYTHON")
+if [[ ${GPUS:-1} -gt 1 ]]; then
+    command+=(-m torch.distributed.run --standalone --nproc_per_node="$GPUS")
+fi
+"$PYTHON" "$ROOT/diffusion_model/prepare_data.py" "$dataset"
+exec "${command[@]}" "$ROOT/diffusion_model/main.py" --mode train \
+    --config "configs/drl.py:$dataset" \
+    --workdir "runs/${dataset}_${widen}_${augmentation}_${mode}_${mixup}_${rate}_${seed}" \
+    --config.data.augmentation="$augmentation" \
+    --config.model.mode="$mode" \
+    --config.training.mixup="$mixup" \
+    --config.encoder.widen="$widen" \
+    --config.optimiser.learning_rate="$rate" \
+    --config.seed="$seed" \
+    "$@"
