@@ -1,0 +1,25 @@
+"""Images -> trained score model -> representations, samples, moments.
+
+Doors (*) are the public interface: what the other folders, and you, may import. The rest serves them.
+
+    arrays*              a folder of arrays: .npy files, and meta.json written last = finished
+    results*             a result cell: one JSON, its path lists its key, its content the value and its protocol
+    figures*             one style; every figure as PNG with its numbers beside it as CSV
+    experiment*          a command's line, errors, configuration, randomness, device, progress
+    data*                data sets as uint8 array folders; pixel range and model space
+    sources              where the images of each data set come from
+    sde*                 linear SDEs in the one coordinate `level` = sigma / alpha
+    precondition         c_in, c_noise, c_skip, c_out around a network
+    layers unet          NCSN++ with blocks by name
+    encoder              (x0, t) -> Posterior(mean, logvar)
+    score_model*         network, preconditioning and encoder: denoise, score, encode, loss terms by name
+    training             one training step after another: batches, averages, checkpoints, metrics
+    ema                  averages of weights
+    samplers*            generators over decreasing levels
+    moments*             streaming mean and second moment in float64
+    features* fid*       images -> features; moments -> Frechet distance
+    trajectories*        representations of N images at T times
+    checkpoint*          save, resume, load a run
+
+Commands: prepare_data, main (--mode train | eval | sample), representations, train_features.
+"""
