@@ -180,6 +180,15 @@ def scaling(kind: str, split: Split) -> Scaling:
         return Scaling((1 / 127.5,) * channels, (-1.0,) * channels)
     if kind != "standardised":
         raise ValueError(f"scaling {kind!r}: {nearest(kind, ('unit', 'standardised'))}")
+    mean, deviation = channel_statistics(split)
+    if not (deviation > 0).all():
+        raise ValueError(f"a channel of {split.name} is constant, so it cannot be standardised: take scaling 'unit'")
+    return Scaling(tuple((1 / deviation).tolist()), tuple((-mean / deviation).tolist()))
+
+
+def channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel's pixels over a split, float64 [C] each, in uint8 units; exact."""
+    channels = split.images.shape[1]
     counts = np.zeros((channels, 256), np.int64)
     for start in range(0, len(split), BLOCK):
         block = split.images[start : start + BLOCK]
@@ -188,10 +197,7 @@ def scaling(kind: str, split: Split) -> Scaling:
     share = counts / counts.sum(axis=1, keepdims=True)
     values = np.arange(256.0)
     mean = share @ values
-    deviation = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
-    if not (deviation > 0).all():
-        raise ValueError(f"a channel of {split.name} is constant, so it cannot be standardised: take scaling 'unit'")
-    return Scaling(tuple((1 / deviation).tolist()), tuple((-mean / deviation).tolist()))
+    return mean, np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

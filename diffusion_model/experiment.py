@@ -23,6 +23,8 @@ import ml_collections
 import torch
 from tqdm import tqdm
 
+from diffusion_model import arrays
+
 ROOT = Path(__file__).resolve().parent.parent
 REPORT_EVERY = 20.0  # seconds between progress lines where there is no terminal
 
@@ -44,12 +46,20 @@ class Parser(argparse.ArgumentParser):
     """argparse with the project's manners: defaults in `--help`, no abbreviations, nearest names in errors, `--config`.
 
     `document` is the module docstring of the command; its first paragraph is the description and the rest the epilogue.
+    With `whole` the preset is the command's whole configuration (main.py): it is left to the command, and the
+    `--config.section.field=value` arguments are collected in `overrides`.
     """
 
-    def __init__(self, document: str, **options: Any) -> None:
+    def __init__(self, document: str, whole: bool = False, **options: Any) -> None:
+        self.whole = whole
         summary, _, rest = (document or "").strip().partition("\n\n")
         super().__init__(description=summary, epilog=rest, formatter_class=_Formatter, allow_abbrev=False, **options)
-        self.add_argument("--config", metavar="FILE:PRESET", help="take the defaults of this command from this preset")
+        purpose = (
+            "the configuration; --config.section.field=value changes one field"
+            if whole
+            else "defaults from this preset"
+        )
+        self.add_argument("--config", metavar="FILE:PRESET", help=purpose)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError in place of printing the whole usage."""
@@ -58,13 +68,16 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """Parse, after the preset's section has become the defaults; unknown options name their nearest neighbours."""
         arguments = list(sys.argv[1:] if args is None else args)
+        overrides = [argument for argument in arguments if self.whole and argument.startswith("--config.")]
+        arguments = [argument for argument in arguments if argument not in overrides]
         preset = _value_of("--config", arguments)
-        if preset:
+        if preset and not self.whole:
             self._take_defaults(preset)
         known, extra = super().parse_known_args(arguments, namespace)
         if extra:
             options = [option for action in self._actions for option in action.option_strings]
             self.error(f"unknown argument {extra[0]}; {nearest(extra[0].split('=')[0], options)}")
+        known.overrides = overrides
         return known
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -266,6 +279,36 @@ def progress(items: Iterable[Any], what: str, unit: str = "it", total: int | Non
             )
             reported = now
         yield item
+
+
+def rank() -> int:
+    """This process among those of torchrun; 0 alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world() -> int:
+    """Number of processes of torchrun; 1 alone."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_rank() -> int:
+    """This process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def truncate_lines(path: Path, field: str, largest: float) -> None:
+    """Drop the lines of a JSON-lines file whose `field` lies beyond `largest`, and a half-written last one."""
+    if not Path(path).is_file():
+        return
+    kept = []
+    for text in Path(path).read_text().splitlines():
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if record[field] <= largest:
+            kept.append(text + "\n")
+    arrays.write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -1,0 +1,155 @@
+"""A run on disk: its configuration, its checkpoints, and the model they hold.
+
+RUN/config.json says what the run is; RUN/checkpoints/STEP/ holds `model`, `average` and `optimizer` as safetensors and a
+`meta.json`, written under a temporary name and renamed as a whole: a checkpoint is complete or absent. A run that is
+published for others to start from holds `weights.safetensors` (half precision) beside config.json instead.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_model import arrays
+from diffusion_model.data import Scaling
+from diffusion_model.score_model import ScoreModel
+
+TRAIN = "run `python diffusion_model/main.py --mode train --config FILE:PRESET --workdir {run}` first"
+MAY_CHANGE = ("training.images", "logging.")  # on resuming: the total length, intervals and logging
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """{'section.field': value} as {'section': {'field': value}}."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, _, field = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[field] = value
+    return nested
+
+
+def write_run(run: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write RUN/config.json, or check a resumed run against it: another configuration or data set is a ValueError."""
+    path = Path(run) / "config.json"
+    record = {"format": arrays.FORMAT, "kind": "run", **record}
+    if path.is_file():
+        before = read_run(run)
+        fields = before["config"].keys() | record["config"].keys()
+        changed = [name for name in sorted(fields) if before["config"].get(name) != record["config"].get(name)]
+        refused = [name for name in changed if not name.startswith(MAY_CHANGE)]
+        refused += [name for name in ("data", "scaling") if before[name] != record[name]]
+        if refused:
+            both = [(before["config"], record["config"]) if name in fields else (before, record) for name in refused]
+            changes = ", ".join(
+                f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
+                for name, (old, new) in zip(refused, both, strict=True)
+            )
+            raise ValueError(f"{run} holds a run of another configuration ({changes}): give another --workdir")
+    arrays.write_json(path, record)
+    return record
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """RUN/config.json: `config` (flat), `scaling`, `data` {name, hash}, `shape` [C, H, W] and `std` (model space)."""
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no run in {run} (it has no config.json): {TRAIN.format(run=run)}")
+    record = arrays.read_json(path)
+    arrays.check_meta(record, path, "run")
+    missing = {"config", "scaling", "data", "shape", "std"} - record.keys()
+    if missing:
+        raise ValueError(f"{path} lacks {sorted(missing)}: it was altered; train the run again")
+    return record
+
+
+def build(record: dict[str, Any]) -> ScoreModel:
+    """The model a run's record describes, freshly initialised from torch's global generator."""
+    config = unflatten(record["config"])
+    return ScoreModel(config, tuple(record["shape"]), Scaling.from_dict(record["scaling"]), record["std"])
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of the complete checkpoints of a run, ascending."""
+    folder = Path(run) / "checkpoints"
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch(r"\d+", name) and arrays.is_finished(folder / name))
+
+
+def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], keep: int, **meta: Any) -> Path:
+    """Write checkpoint STEP (one safetensors file a group of tensors) and remove all but the newest `keep`."""
+    folder = Path(run) / "checkpoints"
+    temporary, final = folder / f".{step}.tmp", folder / str(step)
+    _clear(folder)
+    temporary.mkdir(parents=True)
+    for name, group in tensors.items():
+        arrays.write_tensors(temporary / f"{name}.safetensors", group)
+    files = {name: arrays.file_checksum(temporary / f"{name}.safetensors") for name in tensors}
+    arrays.write_json(
+        temporary / "meta.json", {"format": arrays.FORMAT, "kind": "checkpoint", "step": step, **meta, "crc32": files}
+    )
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    for old in steps(run)[:-keep]:
+        shutil.rmtree(folder / str(old))
+    return final
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an interrupted write left behind."""
+    for left in folder.glob(".*.tmp"):
+        shutil.rmtree(left)
+
+
+def read(run: Path, step: int, groups: list[str]) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """The groups of tensors asked for and the meta of one checkpoint; altered or truncated files are a ValueError."""
+    folder = Path(run) / "checkpoints" / str(step)
+    meta = arrays.read_meta(folder, "checkpoint", TRAIN.format(run=run))
+    tensors = {}
+    for name in groups:
+        path = folder / f"{name}.safetensors"
+        if not path.is_file() or arrays.file_checksum(path) != meta["crc32"].get(name):
+            raise ValueError(
+                f"{path} is missing, truncated or altered: remove {folder} and resume from an older checkpoint"
+            )
+        tensors[name] = arrays.read_tensors(path)
+    return tensors, meta
+
+
+def load_score_model(
+    run: Path, step: int | None = None, average: bool = True, device: str | torch.device = "cpu"
+) -> ScoreModel:
+    """The model of a run in evaluation mode, with the averaged weights in the score net and the live ones in the encoder.
+
+    step: a checkpoint, by default the newest. average=False takes the live weights everywhere. The attribute `step`
+    of the model says which step it is. A run without a checkpoint is a FileNotFoundError with the command to run.
+    """
+    run, record = Path(run), read_run(run)
+    model = build(record)
+    published = run / "weights.safetensors"
+    if published.is_file() and step is None:
+        tensors = {name: tensor.float() for name, tensor in arrays.read_tensors(published).items()}
+        model.step = record["step"]
+    else:
+        stored = steps(run)
+        if not stored or (step is not None and step not in stored):
+            given = "no finished checkpoint" if step is None else f"no checkpoint at step {step} (stored: {stored})"
+            raise FileNotFoundError(f"{run} has {given}: {TRAIN.format(run=run)}")
+        model.step = stored[-1] if step is None else step
+        groups, _ = read(run, model.step, ["model", "average"] if average else ["model"])
+        averaged = {name: tensor for name, tensor in groups.get("average", {}).items() if name.startswith("net.")}
+        tensors = groups["model"] | averaged
+    model.load_state_dict(tensors)
+    return model.requires_grad_(False).eval().to(device)
+
+
+def publish(run: Path, out: Path, **provenance: Any) -> Path:
+    """Write what `load_score_model(run)` gives as a small run: config.json with provenance and half-precision weights."""
+    model, record = load_score_model(run), read_run(run)
+    tensors = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+    }
+    arrays.write_tensors(Path(out) / "weights.safetensors", tensors)
+    arrays.write_json(Path(out) / "config.json", {**record, "step": model.step, "provenance": provenance})
+    return Path(out)

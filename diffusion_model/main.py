@@ -1,0 +1,305 @@
+"""Train, evaluate and sample score models.
+
+    python diffusion_model/main.py --mode train --config configs/edm.py:synthetic16 --workdir runs/edm-synthetic16
+    python diffusion_model/main.py --mode train --config configs/drl.py:cifar10 --workdir runs/a --config.seed=1
+    python diffusion_model/main.py --mode eval --workdir runs/a
+    python diffusion_model/main.py --mode sample --workdir runs/edm-synthetic16 --n 64
+
+train writes config.json, env.json, log.txt, metrics.jsonl, checkpoints/STEP/ and samples/ below the workdir; the same
+command again resumes from the newest checkpoint. eval writes eval.json: the loss terms of the test split. sample writes
+samples/MODE.npy and a grid of them; a run with an encoder samples from the codes of given images (--images).
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from diffusion_model import arrays, checkpoint, data, experiment, figures, training
+from diffusion_model.samplers import SAMPLERS, edm_levels
+from diffusion_model.score_model import ScoreModel
+
+GRID = 64  # images of a sample grid
+
+
+def make_parser() -> experiment.Parser:
+    """The command line."""
+    parser = experiment.Parser(__doc__, whole=True, prog="main.py")
+    parser.add_argument("--mode", required=True, choices=("train", "eval", "sample"), help="what to do")
+    parser.add_argument("--workdir", required=True, type=Path, help="the run's folder")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="train: print configuration, sizes and estimates, and stop"
+    )
+    parser.add_argument("--n", type=int, default=GRID, help="sample: number of images")
+    parser.add_argument("--steps", type=int, default=18, help="sample: solver steps")
+    parser.add_argument("--sampler", default="heun", choices=tuple(SAMPLERS), help="sample: solver")
+    parser.add_argument(
+        "--seed-base", type=int, default=0, help="sample: seed of the first image, the next has the next"
+    )
+    parser.add_argument("--batch", type=int, default=256, help="sample, eval: images at once")
+    parser.add_argument(
+        "--images", choices=data.SPLITS, help="sample: the split whose images give the codes (runs with an encoder)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    args = make_parser().parse_args(argv)
+    for name in ("n", "steps", "batch"):
+        if getattr(args, name) < 1:
+            raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least 1")
+    if args.mode == "train":
+        return train(args)
+    if args.overrides or args.config:
+        raise experiment.UsageError(
+            f"--mode {args.mode} takes its configuration from {args.workdir}/config.json, not --config"
+        )
+    return {"eval": evaluate, "sample": sample}[args.mode](args)
+
+
+def train(args: Any) -> int:
+    """Train to the end, or from the newest checkpoint on."""
+    if not args.config:
+        raise experiment.UsageError("--mode train needs --config FILE:PRESET, such as configs/edm.py:synthetic16")
+    config = experiment.flatten(experiment.load_config(args.config, args.overrides))
+    check(config)
+    device = start_ranks(experiment.choose_device(args.device))
+    split = data.open_split(config["data.name"], "train", args.data)
+    scaling = data.scaling(config["data.scaling"], split)
+    _, deviation = data.channel_statistics(split)
+    std = float(np.sqrt(np.mean((deviation * scaling.scale) ** 2)))
+    record = {
+        "config": config, "scaling": scaling.as_dict(), "shape": list(split.shape), "std": std,
+        "data": {"name": split.name, "hash": split.hash},
+    }  # fmt: skip
+    if args.dry_run:
+        return describe(record, split)
+    first = int(experiment.rank() == 0)
+    if first:
+        record = checkpoint.write_run(args.workdir, record)
+        arrays.write_json(args.workdir / "env.json", experiment.environment())
+    trainer = training.Trainer(args.workdir, record, split, device)
+    say = Log(args.workdir / "log.txt" if first else None)
+    say(
+        f"{args.workdir}: {split.name}, {len(split)} images, {count(trainer.model)} parameters, step {trainer.step} of {trainer.total}"
+    )
+    grid_every = max(1, config["logging.sample_every"] // config["training.batch"])
+    drawn = trainer.step // grid_every
+    metrics = args.workdir / "metrics.jsonl"
+    if first:
+        experiment.truncate_lines(metrics, "step", trainer.step)
+    with stop_cleanly(trainer):
+        for entry in training.train(trainer):
+            if not first:
+                continue
+            experiment.append_line(metrics, entry)
+            say(line(entry, trainer))
+            if trainer.model.mode == "none" and (trainer.step // grid_every > drawn or trainer.step == trainer.total):
+                drawn = trainer.step // grid_every
+                draw_grid(trainer, args.workdir)
+    say(f"{args.workdir}: finished at step {trainer.step}")
+    if experiment.world() > 1:
+        dist.destroy_process_group()
+    return 0
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse values that no later stage can work with."""
+    if config["data.augmentation"] != "none":
+        raise experiment.UsageError(f"data.augmentation {config['data.augmentation']!r} is not known; accepted: none")
+    for name in ("training.images", "training.batch", "model.features", "model.blocks"):
+        if config[name] < 1:
+            raise experiment.UsageError(f"--config.{name}={config[name]}: expected at least 1")
+    if config["optimiser.learning_rate"] <= 0:
+        raise experiment.UsageError(
+            f"--config.optimiser.learning_rate={config['optimiser.learning_rate']}: expected above 0"
+        )
+
+
+def start_ranks(device: torch.device) -> torch.device:
+    """Join the processes of torchrun, one device each; alone, nothing happens."""
+    if experiment.world() == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", experiment.local_rank())
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    return device
+
+
+class Log:
+    """Prints a line and appends it to a file; silent on all ranks but the first."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def __call__(self, text: str) -> None:
+        if self.path is None:
+            return
+        print(text, file=sys.stderr, flush=True)
+        with self.path.open("a") as file:
+            file.write(text + "\n")
+
+
+class stop_cleanly:
+    """On SIGTERM or SIGINT, finish the step, write a checkpoint and leave as by Ctrl-C."""
+
+    def __init__(self, trainer: training.Trainer) -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.trainer.stop = True
+
+    def __exit__(self, *failure: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.trainer.stop and not any(failure):
+            raise KeyboardInterrupt
+
+
+def line(entry: dict[str, Any], trainer: training.Trainer) -> str:
+    """One record as a line of the log."""
+    terms = ", ".join(f"{name} {entry[name]:.5g}" for name in ("score", "kl", "l1") if name in entry)
+    return (
+        f"step {entry['step']}/{trainer.total}: {terms}, {entry['images_per_second']:.0f} images/s, "
+        f"{entry['memory_mb']:.0f} MB, {entry['seconds_left']:.0f} s left"
+    )
+
+
+def count(model: torch.nn.Module) -> str:
+    """Number of parameters, with thousands separated."""
+    return f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+
+
+def describe(record: dict[str, Any], split: data.Split) -> int:
+    """Print what a run would be: configuration, parameters, memory and disk."""
+    with torch.device("meta"):
+        model = checkpoint.build(record)
+    for name, value in record["config"].items():
+        print(f"{name:28} {value}")
+    sizes = {name: sum(entry.numel() for entry in part.parameters()) for name, part in model.named_children() if part}
+    total, batch = sum(sizes.values()), record["config"]["training.batch"]
+    print(
+        f"data                         {split.name}: {len(split):,} images {split.shape}, std {record['std']:.4f} in model space"
+    )
+    print(
+        "parameters                   "
+        + ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        + f", in all {total:,}"
+    )
+    # weights, gradients, two Adam moments and the average, and about 40 activations of `features` channels a pixel
+    pixels = split.shape[1] * split.shape[2]
+    memory = (
+        5 * 4 * total + batch * pixels * 4 * 40 * record["config"]["model.features"] * record["config"]["model.blocks"]
+    )
+    print(f"memory, estimated            {memory / 2**20:,.0f} MB beside torch itself")
+    print(
+        f"disk, estimated              {4 * 4 * total * record['config']['logging.keep'] / 2**20:,.1f} MB of checkpoints"
+    )
+    print(f"steps                        {-(-record['config']['training.images'] // batch):,}")
+    return 0
+
+
+@torch.no_grad()
+def draw_grid(trainer: training.Trainer, run: Path) -> None:
+    """samples/STEP.png: images of the averaged weights, from the same noise at every step."""
+    live = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.model.load_state_dict(live | trainer.average.tensors)
+    trainer.model.eval()
+    pixels = sample_images(trainer.model, range(16), "heun", edm_levels(18), 16)
+    trainer.model.load_state_dict(live)
+    trainer.model.train()
+    figures.image_grid(pixels, 8, run / "samples" / f"step_{trainer.step:08d}.png")
+
+
+def sample_images(
+    model: ScoreModel,
+    seeds: Sequence[int],
+    sampler: str,
+    levels: torch.Tensor,
+    batch: int,
+    given: np.ndarray | None = None,
+) -> np.ndarray:
+    """uint8 images [N, C, H, W], one a seed; `given` images [N, C, H, W] give the codes of a run with an encoder.
+
+    Image i is a function of seed i, whatever the batch.
+    """
+    device = next(model.parameters()).device
+    pieces = []
+    for start in experiment.progress(range(0, len(seeds), batch), "sampling", "batches"):
+        chosen = seeds[start : start + batch]
+        x = levels[0].float() * experiment.sample_noise("start", chosen, model.shape).to(device)
+        denoise = model.denoise
+        if given is not None:
+            x0 = model.scaling.to_model(torch.from_numpy(np.array(given[start : start + batch])).to(device))
+
+            def denoise(x: torch.Tensor, level: torch.Tensor, x0: torch.Tensor = x0) -> torch.Tensor:
+                return model.denoise(x, level, model.encode(x0, model.time_of(level)).mean)
+
+        *_, x = SAMPLERS[sampler][0](denoise, x, levels)
+        pieces.append(model.scaling.to_pixels(x).cpu().numpy())
+    return np.concatenate(pieces)
+
+
+def sample(args: Any) -> int:
+    """Draw images from a run."""
+    model = checkpoint.load_score_model(args.workdir, device=experiment.choose_device(args.device))
+    given = None
+    if model.encoder is not None:
+        if args.images is None:
+            raise experiment.UsageError(
+                f"{args.workdir} has model.mode {model.mode}, whose score needs the code of an image: pass --images train or --images test"
+            )
+        given = data.open_split(model.config["data"]["name"], args.images, args.data).images[: args.n]
+    elif args.images is not None:
+        raise experiment.UsageError(f"{args.workdir} has model.mode none and takes no --images")
+    sde = model.config["sde"]
+    unit = model.unit if sde["name"] == "ve" else 1.0
+    levels = edm_levels(args.steps, sde["sigma_min"] * unit, sde["sigma_max"] * unit)
+    count = args.n if given is None else len(given)
+    seeds = range(args.seed_base, args.seed_base + count)
+    pixels = sample_images(model, seeds, args.sampler, levels, args.batch, given)
+    name = f"{args.sampler}{args.steps}_seed{args.seed_base}_n{count}"
+    arrays.write_array(args.workdir / "samples" / f"{name}.npy", pixels)
+    shown = figures.image_grid(pixels[:GRID], 8, args.workdir / "samples" / f"{name}.png")
+    print(f"{len(pixels)} images at step {model.step}: {shown.with_suffix('.npy')}, {shown}")
+    return 0
+
+
+@torch.no_grad()
+def evaluate(args: Any) -> int:
+    """eval.json: the loss terms of the test split under the averaged weights, with the same draws at every call."""
+    model = checkpoint.load_score_model(args.workdir, device=experiment.choose_device(args.device))
+    split = data.open_split(model.config["data"]["name"], "test", args.data)
+    device, sums = next(model.parameters()).device, {}
+    for start in experiment.progress(range(0, len(split), args.batch), "evaluating", "batches"):
+        pixels = torch.from_numpy(np.array(split.images[start : start + args.batch])).to(device)
+        config = {**model.config, "seed": "eval", "training": {**model.config["training"], "mixup": False}}
+        draws = training.draw(model, config, start, len(pixels), device)
+        for name, value in model.loss(model.scaling.to_model(pixels), draws).items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(pixels)
+    result = {name: value / len(split) for name, value in sums.items()}
+    arrays.write_json(
+        args.workdir / "eval.json", {"step": model.step, "split": "test", "images": len(split), "loss": result}
+    )
+    print(
+        f"{args.workdir}, step {model.step}, test: "
+        + ", ".join(f"{name} {value:.5g}" for name, value in result.items())
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    experiment.launch(main)
