@@ -1,0 +1,209 @@
+"""What do images look like to a metric? Extractors: uint8 images [B, C, H, W] -> float32 features [B, F].
+
+    inception    pytorch-fid's Inception network, 2,048 features; its distance, and no other, is called FID
+    classifier   a small network that `train_features.py` trains on the same data, 64 features; for small images, which
+                 Inception was never meant for; its distance is called Frechet distance (classifier features)
+
+Nothing falls back from one to the other. An extractor carries the fingerprint of its weights, which stands in every file
+made with it: distances in different feature spaces are never compared.
+
+Dimensions: B batch, C channels, H x W pixels, F features.
+"""
+
+import urllib.error
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from diffusion_model import arrays, data, experiment
+from diffusion_model.fid import symmetric_root
+from diffusion_model.moments import Moments
+
+WIDTH = 64  # F of the classifier
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature space: its name, what its distance is called, F, a fingerprint of its weights and the function itself."""
+
+    name: str
+    distance: str
+    dimension: int
+    fingerprint: str
+    network: nn.Module
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Features float32 [B, F] on the CPU of uint8 images [B, C, H, W]."""
+        images = torch.as_tensor(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(f"images are {images.dtype} {list(images.shape)}, expected torch.uint8 [B, C, H, W]")
+        return self.network(images.to(self.device).float() / 255).float().cpu()
+
+
+class Classifier(nn.Module):
+    """Images in [0, 1] -> 64 features -> one linear head a label column.
+
+    Three levels of convolutions, then the map is flattened, not pooled: where things are is a feature too. The features
+    are normalised, so that each has mean 0 and variance 1 over the training images: the scale of their distance is F.
+    """
+
+    def __init__(self, shape: Sequence[int], classes: Sequence[int], width: int = 32) -> None:
+        super().__init__()
+        channels, height, rows = shape[0], -(-shape[1] // 4), -(-shape[2] // 4)
+        layers = []
+        for before, after, stride in ((channels, width, 1), (width, 2 * width, 2), (2 * width, 2 * width, 2)):
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        self.stem = nn.Sequential(*layers, nn.Flatten())
+        self.code = nn.Sequential(
+            nn.Linear(2 * width * height * rows, WIDTH, bias=False), nn.BatchNorm1d(WIDTH, affine=False)
+        )
+        self.heads = nn.ModuleList([nn.Linear(WIDTH, count) for count in classes])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features [B, 64]."""
+        return self.code(self.stem(2 * images - 1))
+
+    def logits(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Logits [B, K] of each label column."""
+        active = torch.relu(self(images))
+        return [head(active) for head in self.heads]
+
+
+class Inception(nn.Module):
+    """pytorch-fid's network up to its last pooling, from a file of weights; images in [0, 1] -> [B, 2048]."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        from pytorch_fid import inception as published
+        from torchvision.models import inception_v3
+
+        network = inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
+        for name, block in {
+            "Mixed_5b": published.FIDInceptionA(192, pool_features=32),
+            "Mixed_5c": published.FIDInceptionA(256, pool_features=64),
+            "Mixed_5d": published.FIDInceptionA(288, pool_features=64),
+            "Mixed_6b": published.FIDInceptionC(768, channels_7x7=128),
+            "Mixed_6c": published.FIDInceptionC(768, channels_7x7=160),
+            "Mixed_6d": published.FIDInceptionC(768, channels_7x7=160),
+            "Mixed_6e": published.FIDInceptionC(768, channels_7x7=192),
+            "Mixed_7b": published.FIDInceptionE_1(1280),
+            "Mixed_7c": published.FIDInceptionE_2(2048),
+        }.items():
+            setattr(network, name, block)
+        network.load_state_dict(state)
+        network.dropout, network.fc = nn.Identity(), nn.Identity()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features [B, 2048]; grey images are repeated to 3 channels."""
+        if images.shape[1] == 1:
+            images = images.repeat(1, 3, 1, 1)
+        resized = nn.functional.interpolate(images, (299, 299), mode="bilinear", align_corners=False)
+        return self.network(2 * resized - 1)
+
+
+def open_inception(dataset: data.Split, root: Path, weights: Path | None, device: torch.device) -> Extractor:
+    """Inception from `weights`, else from torch's cache, else downloaded there."""
+    from pytorch_fid.inception import FID_WEIGHTS_URL
+
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(FID_WEIGHTS_URL).name
+    path = Path(weights) if weights is not None else cached
+    if weights is None and not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(path))
+        except (urllib.error.URLError, OSError) as error:
+            raise FileNotFoundError(
+                f"pytorch-fid's Inception could not be downloaded ({error}): fetch {FID_WEIGHTS_URL} elsewhere "
+                f"and place it at {path}, or pass --weights FILE"
+            ) from None
+    if not path.is_file():
+        raise FileNotFoundError(f"--weights {path}: no such file; expected pytorch-fid's {Path(FID_WEIGHTS_URL).name}")
+    try:
+        network = Inception(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise ValueError(
+            f"{path} does not hold pytorch-fid's Inception weights ({reason}); expected {Path(FID_WEIGHTS_URL).name}"
+        ) from None
+    mark = f"{arrays.file_checksum(path):08x}"
+    return Extractor("inception", "FID (pytorch-fid's Inception)", 2048, mark, network.eval().to(device), device)
+
+
+def classifier_folder(dataset: data.Split, root: Path) -> Path:
+    """Where `train_features.py` keeps the classifier of a data set."""
+    return Path(root) / dataset.name / "features" / "classifier"
+
+
+def open_classifier(dataset: data.Split, root: Path, weights: Path | None, device: torch.device) -> Extractor:
+    """The data set's own classifier, as `train_features.py` left it; refused where the data has changed since."""
+    if weights is not None:
+        raise ValueError("--weights is for Inception; the classifier is trained by diffusion_model/train_features.py")
+    folder = classifier_folder(dataset, root)
+    command = f"`python diffusion_model/train_features.py {dataset.name}`"
+    if not arrays.is_finished(folder):
+        raise FileNotFoundError(f"no classifier in {folder}: run {command} first")
+    meta = arrays.read_meta(folder, "classifier", f"run {command} again")
+    if meta.get("data_hash") != dataset.hash:
+        raise ValueError(
+            f"{folder} was trained on other images than {dataset.name} now holds: remove it and run {command}"
+        )
+    network = Classifier(meta["shape"], list(meta["attributes"].values()), meta["width"])
+    path = folder / "weights.safetensors"
+    mark = f"{arrays.file_checksum(path):08x}" if path.is_file() else "none"
+    if mark != meta["fingerprint"]:
+        raise ValueError(f"{path} is missing or was altered after it was written: remove {folder} and run {command}")
+    network.load_state_dict(arrays.read_tensors(path))
+    name = "Frechet distance (classifier features)"
+    return Extractor("classifier", name, WIDTH, mark, network.eval().to(device), device)
+
+
+def open_extractor(
+    name: str, dataset: data.Split, root: Path, weights: Path | None = None, device: torch.device | str = "cpu"
+) -> Extractor:
+    """The feature space `name` for images of this data set."""
+    if name not in FEATURES:
+        raise ValueError(f"features {name!r}: {experiment.nearest(name, FEATURES)}")
+    return FEATURES[name](dataset, root, weights, torch.device(device))
+
+
+def extract(extractor: Extractor, images: np.ndarray, what: str, batch: int = 256) -> np.ndarray:
+    """Features [N, F] of uint8 images [N, C, H, W], streamed with progress."""
+    starts = range(0, len(images), batch)
+    found = [
+        extractor(np.asarray(images[start : start + batch])).numpy()
+        for start in experiment.progress(starts, what, "batch")
+    ]
+    return np.concatenate(found) if found else np.zeros((0, extractor.dimension), np.float32)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Moments of a split's features and the root of their covariance, ready for many distances."""
+
+    moments: Moments
+    root: torch.Tensor
+
+
+def reference(extractor: Extractor, dataset: data.Split, root: Path, batch: int = 256) -> Reference:
+    """The split's features as moments; computed once and kept beside the data, under the extractor's fingerprint."""
+    folder = (
+        Path(root) / dataset.name / "features" / f"reference-{extractor.name}-{extractor.fingerprint}-{dataset.split}"
+    )
+    wanted = {"extractor": extractor.name, "fingerprint": extractor.fingerprint, "data_hash": dataset.hash}
+    moments = Moments.load(folder) if arrays.is_finished(folder) else None
+    if moments is None or any(moments.meta.get(name) != value for name, value in wanted.items()):
+        moments = Moments(extractor.dimension, **wanted, dataset=dataset.name, split=dataset.split)
+        for start in experiment.progress(range(0, len(dataset), batch), f"reference of {dataset.name}", "batch"):
+            moments.update(extractor(np.asarray(dataset.images[start : start + batch])))
+        moments.save(folder)
+    return Reference(moments, symmetric_root(moments.covariance))
+
+
+FEATURES: dict[str, Callable[..., Extractor]] = {"inception": open_inception, "classifier": open_classifier}
