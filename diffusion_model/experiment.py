@@ -105,7 +105,12 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool):
             return action.help or ""
-        return super()._get_help_string(action) or " (default: %(default)s)"
+        return super()._get_help_string(action)
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if not action.help and action.default not in (None, argparse.SUPPRESS) and not isinstance(action.default, bool):
+            action.help = "(default: %(default)s)"
+        return super()._format_action(action)
 
 
 def _command(prog: str) -> str:

@@ -1,0 +1,186 @@
+"""Folders of arrays: round trips bit for bit, and half-written, truncated or altered files refused with a sentence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_model import arrays
+
+HELD = {
+    "images": np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
+    "labels": np.array([[-1], [2]], np.int64),
+    "values": np.array([np.nan, np.inf, 1e-300]),
+    "empty": np.zeros((0, 4), np.float32),
+    "scalar": np.float64(3.5),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A finished folder of kind "things"."""
+    return arrays.write_folder(tmp_path / "folder", "things", HELD, note="kept", seed=3)
+
+
+def test_round_trip(folder):
+    held, meta = arrays.read_folder(folder, "things")
+    assert held.keys() == HELD.keys()
+    for name, array in HELD.items():
+        assert held[name].dtype == array.dtype
+        np.testing.assert_array_equal(held[name], array)
+    assert (meta["note"], meta["seed"], meta["format"], meta["kind"]) == ("kept", 3, arrays.FORMAT, "things")
+
+
+def test_arrays_are_mapped_and_cannot_be_written(folder):
+    held, _ = arrays.read_folder(folder, "things")
+    assert isinstance(held["images"], np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        held["images"][0] = 1
+
+
+def test_an_interrupted_write_is_not_readable(tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(arrays, "seal_folder", stop)
+    with pytest.raises(KeyboardInterrupt):
+        arrays.write_folder(tmp_path / "folder", "things", HELD)
+    assert not arrays.is_finished(tmp_path / "folder")
+    with pytest.raises(FileNotFoundError, match=r"folder is not finished .*: make it"):
+        arrays.read_folder(tmp_path / "folder", "things", "make it")
+
+
+def test_a_rewrite_that_stops_leaves_nothing_readable(folder, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(arrays, "write_array", stop)
+    with pytest.raises(KeyboardInterrupt):
+        arrays.write_folder(folder, "things", HELD)
+    assert not arrays.is_finished(folder)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "file.json"
+    arrays.write_json(path, {"a": 1})
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        arrays.write_atomically(path, fail)
+    assert arrays.read_json(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"folder of things was expected there\): run this"):
+        arrays.read_folder(tmp_path / "no", "things", "run this")
+
+
+def test_truncated(folder):
+    path = folder / "images.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"images\.npy is truncated"):
+        arrays.read_folder(folder, "things")
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"images\.npy is truncated"):
+        arrays.read_folder(folder, "things")
+
+
+def test_altered(folder):
+    path = folder / "images.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"images\.npy was altered after it was written"):
+        arrays.read_folder(folder, "things")
+
+
+def test_large_files_are_checked_by_size_alone(folder, monkeypatch):
+    monkeypatch.setattr(arrays, "VERIFY_UP_TO", 0)
+    monkeypatch.setattr(arrays, "file_checksum", None)
+    arrays.read_folder(folder, "things")
+
+
+def test_another_shape_than_the_meta_says(folder):
+    meta = arrays.read_json(folder / "meta.json")
+    meta["arrays"]["images"]["shape"] = [24]
+    arrays.write_json(folder / "meta.json", meta)
+    with pytest.raises(ValueError, match=r"images\.npy holds .*meta\.json says"):
+        arrays.read_folder(folder, "things")
+
+
+def test_missing_array(folder):
+    (folder / "labels.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"labels\.npy is missing"):
+        arrays.read_folder(folder, "things")
+
+
+def test_an_archive_in_place_of_an_array(folder):
+    with (folder / "images.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(2))
+    with pytest.raises(ValueError, match="archive of arrays, expected one array"):
+        arrays.read_array(folder / "images.npy")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"kind": "others"}, "describes others, expected things"),
+        ({"format": arrays.FORMAT + 1}, "this version reads up to 1: update the project"),
+        ({"format": "1"}, "update the project"),
+    ],
+)
+def test_other_kinds_and_newer_formats(folder, change, sentence):
+    arrays.write_json(folder / "meta.json", arrays.read_json(folder / "meta.json") | change)
+    with pytest.raises(ValueError, match=sentence):
+        arrays.read_folder(folder, "things")
+
+
+@pytest.mark.parametrize("text", ["", '{"kind": "thi', "[1, 2]", '{"a": 1}', "\xff\xfe"])
+def test_altered_meta(folder, text):
+    (folder / "meta.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"truncated or altered|it was altered") as refused:
+        arrays.read_folder(folder, "things")
+    assert "meta.json" in str(refused.value)
+
+
+def test_pickles_are_neither_written_nor_read(tmp_path):
+    with pytest.raises(ValueError, match="Object arrays"):
+        arrays.write_array(tmp_path / "a.npy", np.array([None]))
+    np.save(tmp_path / "b.npy", np.array([None]), allow_pickle=True)
+    with pytest.raises(ValueError, match="truncated or not"):
+        arrays.read_array(tmp_path / "b.npy")
+
+
+def test_json_refuses_what_json_does_not_know(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        arrays.write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+    arrays.write_json(tmp_path / "a.json", {"a": [1, 0.1, None, "x"]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 0.1, None, "x"]}
+
+
+def test_tensors_round_trip(tmp_path):
+    tensors = {"a": torch.randn(3, 4).T, "b": torch.zeros(0), "c": torch.ones(2, dtype=torch.float16)}
+    arrays.write_tensors(tmp_path / "t.safetensors", tensors, step="7")
+    held = arrays.read_tensors(tmp_path / "t.safetensors")
+    assert held.keys() == tensors.keys()
+    assert all(torch.equal(held[name], tensor) and held[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, -1])
+def test_truncated_tensors(tmp_path, keep):
+    path = tmp_path / "t.safetensors"
+    arrays.write_tensors(path, {"a": torch.ones(8)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"t\.safetensors is truncated or not a safetensors file"):
+        arrays.read_tensors(path)
+
+
+def test_missing_tensors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"t\.safetensors is missing"):
+        arrays.read_tensors(tmp_path / "t.safetensors")

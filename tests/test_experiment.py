@@ -1,0 +1,250 @@
+"""What commands share: sentences and statuses, presets, overrides, randomness, devices, progress."""
+
+import json
+
+import ml_collections
+import pytest
+import torch
+
+from diffusion_model import experiment
+from diffusion_model.experiment import Parser, UsageError
+
+CONFIG = """
+import ml_collections
+
+PRESETS = {"small": 3, "Large": 9}
+
+
+def get_config(preset):
+    config = ml_collections.ConfigDict({
+        "name": preset, "train": {"steps": PRESETS[preset], "rate": 0.5, "mixup": False, "widths": (1, 2), "stop": None},
+        "command": {"count": PRESETS[preset], "times": (0.0, 0.5), "label": "x"},
+        "broken": {"nothing": 1},
+    })
+    return config
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Path of a file of presets."""
+    path = tmp_path / "presets.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def parser(prog="command.py"):
+    """A command line like those of the project."""
+    parse = Parser("What it does.\n\nMore about it.", prog=prog)
+    parse.add_argument("run", help="a run")
+    parse.add_argument("--count", type=int, default=1, help="how many")
+    parse.add_argument("--times", type=float, nargs="+", default=[0.5])
+    parse.add_argument("--label", choices=["x", "yellow"], default="x")
+    parse.add_argument("--resume", action="store_true", help="go on")
+    parse.add_argument("--folder", required=True, help="where")
+    return parse
+
+
+def launched(main, argv, capsys):
+    """(status, stdout, stderr)"""
+    with pytest.raises(SystemExit) as stop:
+        experiment.launch(main, argv)
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+# The command line
+
+
+def test_help_shows_every_option_with_its_default(capsys):
+    status, out, _ = launched(lambda argv: parser().parse_args(argv), ["--help"], capsys)
+    assert status == 0
+    for text in (
+        "What it does.",
+        "More about it.",
+        "how many (default: 1)",
+        "--label {x,yellow}",
+        "(default: [0.5])",
+        "go on",
+    ):
+        assert text in out
+    assert "default: None" not in out
+    assert "default: False" not in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["a", "--folder", "b", "--conut", "3"], "unknown argument --conut; nearest: --count"),
+        (["a", "--folder", "b", "--coun=3"], "unknown argument --coun=3; nearest: --count"),
+        (["a", "--folder", "b", "--label", "yelow"], "--label: 'yelow' is not known; nearest: yellow"),
+        (["a", "--folder", "b", "--count", "many"], "argument --count: invalid int value: 'many'"),
+        (["a"], "required: --folder"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_and_status_2(argv, sentence, capsys):
+    status, out, err = launched(lambda argv: parser().parse_args(argv), argv, capsys)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+    assert "--help`)" in err
+
+
+def test_a_preset_gives_the_defaults_and_options_win(config):
+    options = parser().parse_args(["a", "--folder", "b", "--config", f"{config}:small"])
+    assert (options.count, options.times, options.run) == (3, [0.0, 0.5], "a")
+    options = parser().parse_args(["a", "--folder", "b", f"--config={config}:LARGE", "--count", "1"])
+    assert (options.count, options.times) == (1, [0.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("prog", "preset", "sentence"),
+    [
+        ("comand.py", "small", "has no section 'comand'; nearest: command"),
+        ("broken.py", "small", "broken.nothing is no option of this command; accepted: "),
+        ("command.py", "smal", "has no preset 'smal'; nearest: small"),
+        ("command.py", "", "has no preset ''; accepted: Large, small"),
+    ],
+)
+def test_a_wrong_preset(config, prog, preset, sentence, capsys):
+    argv = ["a", "--folder", "b", "--config", f"{config}:{preset}"]
+    status, _, err = launched(lambda argv: parser(prog).parse_args(argv), argv, capsys)
+    assert status == 2
+    assert sentence in err
+
+
+def test_a_missing_configuration_file():
+    with pytest.raises(UsageError, match=r"no configuration file configs/no\.py; "):
+        experiment.load_config("configs/no.py:a")
+
+
+# How a command ends
+
+
+def test_status_of_a_command(capsys):
+    assert launched(lambda argv: None, [], capsys)[0] == 0
+    assert launched(lambda argv: 3, [], capsys)[0] == 3
+
+
+def test_an_interruption(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    status, _, err = launched(main, [], capsys)
+    assert status == 130
+    assert "run the same command to go on" in err
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, FloatingPointError])
+def test_a_mistake_of_the_user_is_one_sentence(kind, capsys):
+    def main(argv):
+        raise kind("no such run")
+
+    status, _, err = launched(main, [], capsys)
+    assert (status, err) == (1, "error: no such run\n")
+
+
+def test_a_mistake_of_ours_shows_where(capsys):
+    status, _, err = launched(lambda argv: json.loads("{"), [], capsys)
+    assert status == 1
+    assert "Traceback" in err
+
+
+# Configurations
+
+
+def test_overrides_keep_the_type_of_the_field(config):
+    overrides = ["--config.train.steps=7", "--config.train.rate=1", "--config.train.mixup=True", "--config.name=7up",
+                 "--config.train.widths=[3, 4]", "--config.train.stop=0.5"]  # fmt: skip
+    held = experiment.load_config(f"{config}:small", overrides)
+    assert held.train.to_dict() == {"steps": 7, "rate": 1.0, "mixup": True, "widths": (3, 4), "stop": 0.5}
+    assert isinstance(held.train.rate, float)
+    assert held.name == "7up"
+    with pytest.raises(AttributeError):
+        held.train.new = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("--config.train.stesp=7", "no field 'train.stesp'; nearest: train.steps"),
+        ("--config.rate=7", "no field 'rate'"),
+        ("--config.train.steps.more=7", "no field 'train.steps.more'"),
+        ("--config.train.steps=many", "expected a value of type int, such as 3"),
+        ("--config.train.steps=7.5", "expected a value of type int"),
+        ("--config.train.mixup=1", "expected a value of type bool"),
+        ("--config.train=7", "'train' is a section; its fields are mixup, rate, steps"),
+        ("--config.train.steps", "write --config.section.field=value"),
+        ("train.steps=7", "write --config.section.field=value"),
+    ],
+)
+def test_wrong_overrides(config, override, sentence):
+    with pytest.raises(UsageError) as refused:
+        experiment.load_config(f"{config}:small", [override])
+    assert sentence in str(refused.value)
+
+
+def test_flatten():
+    config = ml_collections.ConfigDict({"a": 1, "b": {"c": (1, 2), "d": {"e": None}}})
+    assert experiment.flatten(config) == {"a": 1, "b.c": [1, 2], "b.d.e": None}
+
+
+# Randomness
+
+
+def test_a_seed_is_a_function_of_its_key():
+    assert experiment.seed_of("start", 17) == 725957183975946027
+    assert len({experiment.seed_of(*key) for key in [("a", 1), ("a", 2), ("b", 1), ("a", "1"), (1, "a")]}) == 5
+    one, two = (torch.rand(4, generator=experiment.generator("x", 3)) for _ in range(2))
+    assert one.equal(two)
+
+
+def test_rows_of_noise_depend_on_their_seed_alone():
+    noise = experiment.sample_noise("run", range(5), (2, 3))
+    assert noise.shape == (5, 2, 3)
+    assert experiment.sample_noise("run", [4, 2], (2, 3)).equal(noise[[4, 2]])
+    assert not experiment.sample_noise("other", range(5), (2, 3)).equal(noise)
+
+
+# Devices, progress, logs
+
+
+def test_devices(monkeypatch):
+    assert experiment.choose_device("cpu").type == "cpu"
+    with pytest.raises(UsageError, match="'gpu0' is not known; accepted: auto, cpu, cuda, cuda:N"):
+        experiment.choose_device("gpu0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="finds no CUDA device here; pass --device cpu"):
+        experiment.choose_device("cuda")
+
+
+def test_a_gpu_that_torch_cannot_use_is_told_with_the_remedy(monkeypatch, tmp_path):
+    version = tmp_path / "version"
+    version.write_text("NVRM version: 470.1\nGCC\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(experiment, "Path", lambda *parts: version)
+    with pytest.raises(ValueError, match=r"a GPU is present \(NVRM version: 470\.1\) but torch .* pass --device cpu"):
+        experiment.choose_device("auto")
+
+
+def test_progress_is_told_with_speed_and_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "REPORT_EVERY", 0.0)
+    assert list(experiment.progress(iter("abc"), "letters", "letter", total=3)) == ["a", "b", "c"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("letters: 1/3 letter, ")
+    assert lines[0].endswith("s left")
+
+
+def test_lines_are_appended(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    experiment.append_line(path, {"step": 1, "loss": float("nan")})
+    experiment.append_line(path, {"step": 2, "loss": 0.5})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": None},
+        {"step": 2, "loss": 0.5},
+    ]
+
+
+def test_the_environment_is_json():
+    assert json.loads(json.dumps(experiment.environment()))["torch"] == torch.__version__
