@@ -21,7 +21,7 @@ from diffusion_model.experiment import Parser, launch
 
 def parser() -> Parser:
     """The command line."""
-    parse = Parser(__doc__)
+    parse = Parser(__doc__, prog="prepare_data.py")
     parse.add_argument("name", metavar="NAME", help="data set")
     parse.add_argument("--source", type=Path, help="folder of a built-in set's files, or a .npy or .npz of your own")
     parse.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")

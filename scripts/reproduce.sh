@@ -10,11 +10,11 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-#                            data set       score model              representation model     duration
+#                            data set      models              duration
 case ${1:-embedded} in
-    embedded)     study=(synthetic16   edm.py:synthetic16       drl.py:synthetic16-study "about 10 minutes on 2 CPU cores") ;;
-    FashionMNIST) study=(fashion_mnist edm.py:fashion_mnist     drl.py:fashion_mnist     "about 60 minutes on 2 CPU cores") ;;
-    smoke)        study=(synthetic16   edm.py:smoke             drl.py:smoke             "about 1 minute") ;;
+    embedded)     study=(synthetic16   synthetic16-study   "about 10 minutes on 2 CPU cores") ;;
+    FashionMNIST) study=(fashion_mnist fashion_mnist-study "about 60 minutes on 2 CPU cores") ;;
+    smoke)        study=(synthetic16   smoke               "about 1 minute") ;;
     *)
         echo "error: no preset ${1@Q}; accepted: embedded, FashionMNIST, smoke" >&2
         exit 2
@@ -38,7 +38,7 @@ if [[ -f .stages/preset && $(<.stages/preset) != "$preset" ]]; then
     exit 1
 fi
 echo "$preset" >.stages/preset
-echo "$preset in $PWD: ${study[3]}, $(find .stages -type f ! -name preset | wc -l) stages done already"
+echo "$preset in $PWD: ${study[2]}, $(find .stages -type f ! -name preset | wc -l) stages done already"
 
 # stage NAME COMMAND [ARGUMENTS]: run a command of the project once; after a stage that ran, the later ones run too
 ran=0
@@ -65,8 +65,8 @@ analysis() {
 }
 
 stage    data             diffusion_model/prepare_data.py "$data"
-stage    train-edm        diffusion_model/main.py --mode train --config "configs/${study[1]}" --workdir "$edm"
-stage    train-drl        diffusion_model/main.py --mode train --config "configs/${study[2]}" --workdir "$drl"
+stage    train-edm        diffusion_model/main.py --mode train --config "configs/edm.py:${study[1]}" --workdir "$edm"
+stage    train-drl        diffusion_model/main.py --mode train --config "configs/drl.py:${study[1]}" --workdir "$drl"
 analysis features         diffusion_model/train_features.py "$data"
 analysis representations  diffusion_model/representations.py "$drl"
 analysis classify         downstream_classification/classify.py "$drl/trajectories/encoder"
