@@ -1,0 +1,320 @@
+"""How much do the representations at two noise times tell about each other, in nats?
+
+MINE (Belghazi et al., 2018): a critic f(x, y) is trained to raise the Donsker-Varadhan bound
+
+    I(X; Y) >= E_joint[f] - ln E_product[exp f]
+
+with an exponential moving average under the logarithm's gradient, which removes most of the mini-batch bias. A bound read
+off on the rows that trained the critic measures over-fitting (independent codes of 10,000 rows then give .3 nats), so rows
+are cut in three: some fit the critic, some choose its best iterate, and the value is read off on rows it has never seen.
+
+Every pair of times and every seed is one critic; all of them train in one loop as batched matrix products. Seeds share
+their rows and starts between pairs, so a pair's estimate is the same alone and among others, up to rounding.
+
+What no estimate can do: certify more than about ln n nats from n held-out rows (McAllester and Stratos, 2020), the
+`ceiling`. And I(Z; Z) of a continuous code is infinite: no estimate of it is an entropy, so a time is never paired
+with itself.
+
+Legend: N rows (images), T times, D features, P pairs, S seeds, C = P * S critics, B batch, H width.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from diffusion_model import experiment
+
+SHIFTS = 8  # cyclic shifts of the rows that stand for the product of the marginals where a value is read off
+LOOK_SHIFTS = 2  # the same for a look at the validation rows, which only ranks iterates
+CHUNK_BYTES = 8 * 2**20  # hidden units of one chunk of critics in a training step; larger ones miss the cache
+RATIO_LIMIT = 10.0  # exp of at most this multiplies a gradient whose moving average lags behind
+
+
+@dataclass(frozen=True)
+class Mine:
+    """The critic and its training; the defaults are the original protocol's (concat -> 256 -> 256 -> 1, ELU, Adam)."""
+
+    width: int = 256
+    steps: int = 3900
+    batch: int = 256
+    learning_rate: float = 1e-4
+    ema_rate: float = 0.01
+    check_every: int = 100  # steps between two looks at the validation rows
+    patience: int = 10  # looks without an improvement of any critic after which training ends
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot train."""
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise ValueError(f"mutual information: {name} is {value}, expected a positive number")
+        if self.batch < 2:
+            raise ValueError("mutual information: batch is 1, expected at least 2: a product pair needs another row")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows fit the critics, which choose the best iterate, and on which the value is read off."""
+
+    fit: np.ndarray
+    validation: np.ndarray
+    held_out: np.ndarray
+
+    @property
+    def ceiling(self) -> float:
+        """ln of the number of held-out rows, in nats."""
+        return math.log(len(self.held_out))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mutual information in nats on held-out rows; `deviation` is over seeds, `error` the standard error from the rows."""
+
+    nats: float
+    deviation: float | None
+    error: float
+    per_seed: tuple[float, ...]
+    steps: tuple[int, ...]  # the best iterate of each seed
+    ceiling: float
+
+    @property
+    def beyond_ceiling(self) -> bool:
+        """Whether the value is larger than this many rows can certify."""
+        return self.nats > self.ceiling
+
+
+def split_rows(count: int, shares: tuple[float, float, float] = (0.5, 0.2, 0.3), seed: int = 0) -> Rows:
+    """Cut `count` rows at random into fit, validation and held-out shares; fewer than 8 rows a part is a ValueError."""
+    order = torch.randperm(count, generator=experiment.generator("mutual information rows", seed)).numpy()
+    first, second = round(shares[0] * count), round((shares[0] + shares[1]) * count)
+    return check_rows(Rows(np.sort(order[:first]), np.sort(order[first:second]), np.sort(order[second:])))
+
+
+def check_rows(rows: Rows) -> Rows:
+    """The rows themselves, if each part has at least 8."""
+    counts = {name: len(getattr(rows, name)) for name in ("fit", "validation", "held_out")}
+    if min(counts.values()) < 8:
+        raise ValueError(f"too few rows for an estimate of mutual information: {counts}, expected at least 8 of each")
+    return rows
+
+
+def estimate(
+    x: np.ndarray, y: np.ndarray, rows: Rows | None = None, settings: Mine | None = None, seeds: Sequence[int] = (0,)
+) -> Estimate:
+    """I(X; Y) from paired rows x [N, D] and y [N, D']; wrong shapes or values that are not finite are a ValueError."""
+    x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        raise ValueError(f"mutual information needs x [N, D] and y [N, D'] with one N, got {x.shape} and {y.shape}")
+    dimension = max(x.shape[1], y.shape[1])
+    padded = [np.pad(part, ((0, 0), (0, dimension - part.shape[1]))) for part in (x, y)]  # zeros carry nothing
+    rows = split_rows(len(x)) if rows is None else rows
+    return next(estimate_pairs(np.stack(padded, axis=1), [(0, 1)], rows, settings, seeds))[1]
+
+
+def estimate_pairs(
+    z: np.ndarray,
+    pairs: Sequence[tuple[int, int]],
+    rows: Rows,
+    settings: Mine | None = None,
+    seeds: Sequence[int] = (0,),
+    device: str | torch.device = "cpu",
+) -> Iterator[tuple[tuple[int, int], Estimate]]:
+    """Yield (pair, Estimate) for pairs of time indices into z [N, T, D], chunk by chunk of critics.
+
+    A critic that diverges yields NaN: the caller records it as failed.
+    """
+    settings = settings or Mine()
+    check_rows(rows)
+    parts = standardised(z, rows, device)  # each [T, n, D]
+    critics = max(1, CHUNK_BYTES // (len(seeds) * settings.batch * 2 * settings.width * 4))
+    for start in range(0, len(pairs), critics):
+        chunk = list(pairs[start : start + critics])
+        critic, best_steps = fit_critics(parts, chunk, settings, seeds)
+        with torch.no_grad():
+            values, errors = bound(critic, parts["held_out"], chunk, len(seeds), SHIFTS)
+        for index, pair in enumerate(chunk):
+            mine = slice(index * len(seeds), (index + 1) * len(seeds))
+            yield pair, _summarise(values[mine], errors[mine], best_steps[mine], rows.ceiling)
+
+
+def _summarise(values: torch.Tensor, errors: torch.Tensor, steps: torch.Tensor, ceiling: float) -> Estimate:
+    deviation = float(values.std()) if len(values) > 1 else None
+    per_seed = tuple(float(value) for value in values)
+    return Estimate(float(values.mean()), deviation, float(errors.mean()), per_seed, tuple(steps.tolist()), ceiling)
+
+
+def standardised(z: np.ndarray, rows: Rows, device: str | torch.device) -> dict[str, torch.Tensor]:
+    """The three parts as [T, n, D], each feature to mean 0 and deviation 1 on the fit rows (this leaves I unchanged)."""
+    z = np.asarray(z, np.float32)
+    if z.ndim != 3 or not np.isfinite(z).all():
+        raise ValueError(f"mutual information needs finite codes [N, T, D], got shape {z.shape} or values not finite")
+    fit = z[rows.fit]
+    mean, deviation = fit.mean(0), fit.std(0)
+    deviation = np.where(deviation > 1e-6 * np.abs(mean) + 1e-12, deviation, np.inf)  # a dead feature becomes 0
+    parts = {"fit": fit, "validation": z[rows.validation], "held_out": z[rows.held_out]}
+    scaled = {name: ((part - mean) / deviation).transpose(1, 0, 2) for name, part in parts.items()}
+    return {name: torch.from_numpy(np.ascontiguousarray(part)).to(device) for name, part in scaled.items()}
+
+
+class Elu(torch.autograd.Function):
+    """elu(x) = max(x, exp(min(x, 0)) - 1), whose slope is that exponential; faster than torch's own on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        """The activation; the slope is kept."""
+        slope = x.clamp(max=0).exp_()
+        ctx.save_for_backward(slope)
+        return torch.maximum(x, slope - 1)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        """Gradient times slope."""
+        return gradient * ctx.saved_tensors[0]
+
+
+class Critics:
+    """C critics f(x, y) = w . elu(elu(x A + y B + b) V + c), trained side by side; one weight tensor a layer."""
+
+    def __init__(self, dimension: int, width: int, pairs: int, seeds: Sequence[int], device: torch.device) -> None:
+        shapes = {"x": (dimension, width), "y": (dimension, width), "hidden": (width, width), "out": (width, 1)}
+        fans = {"x": 2 * dimension + width, "y": 2 * dimension + width, "hidden": 2 * width, "out": width + 1}
+        self.weights: dict[str, torch.Tensor] = {}
+        for name, shape in shapes.items():
+            reach = math.sqrt(6 / fans[name])  # Xavier, uniform
+            starts = [torch.rand(shape, generator=experiment.generator("critic", name, seed)) for seed in seeds]
+            start = (2 * torch.stack(starts) - 1) * reach
+            self.weights[name] = start.repeat(pairs, 1, 1).to(device).requires_grad_()  # [C, ., .], seeds fastest
+        for name in ("first_bias", "hidden_bias"):
+            self.weights[name] = torch.zeros(pairs * len(seeds), 1, width, device=device, requires_grad=True)
+
+    def project(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first layer's two halves for x, y [C, B, D]: each row is multiplied once, whatever it is paired with."""
+        return torch.baddbmm(self.weights["first_bias"], x, self.weights["x"]), torch.bmm(y, self.weights["y"])
+
+    def score(self, from_x: torch.Tensor, from_y: torch.Tensor) -> torch.Tensor:
+        """f of rows paired one to one, from their halves [C, B, H]."""
+        hidden = Elu.apply(from_x + from_y)
+        hidden = Elu.apply(torch.baddbmm(self.weights["hidden_bias"], hidden, self.weights["hidden"]))
+        return torch.bmm(hidden, self.weights["out"]).squeeze(-1)  # [C, B]
+
+
+def fit_critics(
+    parts: dict[str, torch.Tensor], pairs: Sequence[tuple[int, int]], settings: Mine, seeds: Sequence[int]
+) -> tuple[Critics, torch.Tensor]:
+    """Critics at the iterate that is best on the validation rows, and the step of that iterate for each [C]."""
+    fit = parts["fit"]
+    critics = Critics(fit.shape[-1], settings.width, len(pairs), seeds, fit.device)
+    optimiser = torch.optim.Adam(critics.weights.values(), lr=settings.learning_rate, fused=True)
+    draws = [experiment.generator("mutual information batches", seed) for seed in seeds]
+    log_average = torch.zeros(len(pairs) * len(seeds), device=fit.device)  # ln of the moving average of E[exp f]
+    best = _Best(critics, parts["validation"], pairs, len(seeds))
+    for step in range(1, settings.steps + 1):
+        chosen = [torch.randperm(fit.shape[1], generator=draw)[: settings.batch] for draw in draws]
+        x, y = paired(fit[:, torch.stack(chosen).to(fit.device)], pairs)
+        from_x, from_y = critics.project(x, y)
+        joint = critics.score(from_x, from_y).mean(1)
+        product = log_mean_exp(critics.score(from_x, from_y.roll(1, dims=1)), dim=1)
+        log_average = moving_average(log_average, product.detach(), settings.ema_rate)
+        weight = (product.detach() - log_average).clamp(max=RATIO_LIMIT).exp()
+        optimiser.zero_grad()
+        (weight * product - joint).sum().backward()
+        optimiser.step()
+        if (step % settings.check_every == 0 or step == settings.steps) and best.look(step) >= settings.patience:
+            break
+    return best.restore()
+
+
+class _Best:
+    """The best iterate of each critic so far, by the bound on the validation rows; the start counts as step 0."""
+
+    def __init__(self, critics: Critics, rows: torch.Tensor, pairs: Sequence[tuple[int, int]], seeds: int) -> None:
+        self.critics, self.rows, self.pairs, self.seeds = critics, rows, pairs, seeds
+        count = len(pairs) * seeds
+        self.values = torch.full((count,), -math.inf, device=rows.device)
+        self.steps = torch.zeros(count, dtype=torch.long)
+        self.weights = {name: weight.detach().clone() for name, weight in critics.weights.items()}
+        self.idle = 0
+        self.look(0)
+
+    @torch.no_grad()
+    def look(self, step: int) -> int:
+        """Keep the critics that improved; returns how many looks in a row improved none."""
+        values, _ = bound(self.critics, self.rows, self.pairs, self.seeds, LOOK_SHIFTS)
+        improved = values > self.values
+        self.idle = 0 if improved.any() else self.idle + 1
+        self.values = torch.where(improved, values, self.values)
+        self.steps = torch.where(improved.cpu(), step, self.steps)
+        for name, weight in self.critics.weights.items():
+            self.weights[name] = torch.where(improved[:, None, None], weight, self.weights[name])
+        return self.idle
+
+    @torch.no_grad()
+    def restore(self) -> tuple[Critics, torch.Tensor]:
+        for name, weight in self.critics.weights.items():
+            weight.copy_(self.weights[name])
+        return self.critics, self.steps
+
+
+def paired(z: torch.Tensor, pairs: Sequence[tuple[int, int]], seeds: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sides of every pair as [C, B, D], from z [T, S, B, D] (rows of each seed) or [T, B, D] (the same for all seeds)."""
+    if z.ndim == 3:
+        z = z[:, None].expand(-1, seeds, -1, -1)
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    return z[first].flatten(0, 1), z[second].flatten(0, 1)
+
+
+def bound(
+    critics: Critics, z: torch.Tensor, pairs: Sequence[tuple[int, int]], seeds: int, shifts: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Donsker-Varadhan bound of each critic [C] on rows z [T, n, D], and its standard error over the rows.
+
+    The product of the marginals is represented by `shifts` cyclic shifts of y against x. The error is the spread of
+    each row's first-order contribution: f(x_i, y_i) - (mean over x_i's product pairs + mean over y_i's) / E[exp f].
+    """
+    x, y = paired(z, pairs, seeds)
+    count = x.shape[1]
+    moves = sorted({1 + index * (count - 1) // shifts for index in range(shifts)})
+    from_x, from_y = critics.project(x, y)
+    joint = critics.score(from_x, from_y)  # [C, n]
+    product = torch.stack([critics.score(from_x, from_y.roll(move, dims=1)) for move in moves], dim=1)  # [C, K, n]
+    log_mean = log_mean_exp(product.flatten(1), dim=1)
+    relative = (product - log_mean[:, None, None]).exp()
+    as_y = torch.stack([relative[:, index].roll(-move, dims=1) for index, move in enumerate(moves)], dim=1)
+    contribution = joint - relative.mean(1) - as_y.mean(1)
+    return joint.mean(1) - log_mean, contribution.std(1) / math.sqrt(count)
+
+
+def log_mean_exp(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """ln mean exp along one dimension."""
+    return values.logsumexp(dim) - math.log(values.shape[dim])
+
+
+def moving_average(log_average: torch.Tensor, log_value: torch.Tensor, rate: float) -> torch.Tensor:
+    """ln((1 - rate) * average + rate * value), from and to logarithms."""
+    return torch.logaddexp(log_average + math.log1p(-rate), log_value + math.log(rate))
+
+
+def correlated_normals(count: int, dimension: int, rho: float, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """x, y [N, D] of standard normals whose columns correlate pairwise by rho, and I = -D/2 ln(1 - rho^2)."""
+    draws = np.random.default_rng(experiment.seed_of("correlated normals", seed))
+    x, noise = draws.standard_normal((2, count, dimension))
+    return x, rho * x + math.sqrt(1 - rho**2) * noise, -dimension / 2 * math.log1p(-(rho**2))
+
+
+def additive_uniform(count: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """x uniform on [0, 1], y = x + noise uniform on [-spread, spread]; I = spread - ln(2 spread), or 1/(4 spread) above 1/2."""
+    draws = np.random.default_rng(experiment.seed_of("additive uniform", seed))
+    x = draws.random((count, 1))
+    nats = spread - math.log(2 * spread) if spread <= 0.5 else 1 / (4 * spread)
+    return x, x + draws.uniform(-spread, spread, (count, 1)), nats
+
+
+# Pairs (x, y) whose mutual information is known in closed form; the numbers agree with the bmi benchmark's.
+TASKS: dict[str, Callable[[int, int], tuple[np.ndarray, np.ndarray, float]]] = {
+    "independent": lambda count, seed: correlated_normals(count, 4, 0.0, seed),
+    "bivariate normal": lambda count, seed: correlated_normals(count, 1, 0.75, seed),
+    "normals in 4 dimensions": lambda count, seed: correlated_normals(count, 4, 0.6, seed),
+    "additive uniform": lambda count, seed: additive_uniform(count, 0.75, seed),
+}
