@@ -16,22 +16,22 @@ import numpy as np
 import torch
 
 from diffusion_model import arrays, data
-from diffusion_model.experiment import Parser, choose_device, generator, launch, progress
+from diffusion_model.experiment import Parser, UsageError, choose_device, generator, launch, progress
 from diffusion_model.features import Classifier, classifier_folder
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     """The command line."""
-    parse = Parser(__doc__)
-    parse.add_argument("name", metavar="NAME", help="data set")
-    parse.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
-    parse.add_argument("--images", type=int, default=120_000, help="training images in all, repetitions counted")
-    parse.add_argument("--batch", type=int, default=128, help="images a step")
-    parse.add_argument("--learning-rate", type=float, default=3e-3, help="highest rate of AdamW, one cycle")
-    parse.add_argument("--width", type=int, default=32, help="channels of the first convolution")
-    parse.add_argument("--seed", type=int, default=0, help="of weights and batches")
-    parse.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    return parse
+    parser = Parser(__doc__, prog="train_features.py")
+    parser.add_argument("name", metavar="NAME", help="data set")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
+    parser.add_argument("--images", type=int, default=60_000, help="training images in all, repetitions counted")
+    parser.add_argument("--batch", type=int, default=128, help="images a step")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="highest rate of AdamW, one cycle")
+    parser.add_argument("--width", type=int, default=32, help="channels of the first convolution")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser
 
 
 def train(
@@ -79,16 +79,16 @@ def accuracies(network: Classifier, split: data.Split, device: torch.device, bat
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, unless this very classifier is there already; print what it can tell apart."""
-    options = parser().parse_args(argv)
-    for name in ("images", "batch", "width"):
-        if getattr(options, name) < (2 if name == "batch" else 1):
-            raise ValueError(f"--{name} {getattr(options, name)}: expected at least {2 if name == 'batch' else 1}")
-    root = data.root(options.data)
-    split = data.open_split(options.name, "train", root)
+    args = make_parser().parse_args(argv)
+    for name, least in (("images", 1), ("batch", 2), ("width", 1)):
+        if getattr(args, name) < least:
+            raise UsageError(f"--{name} {getattr(args, name)}: expected at least {least}")
+    root = data.root(args.data)
+    split = data.open_split(args.name, "train", root)
     if not split.attributes:
         raise ValueError(f"{split.name} has no labels, so no classifier can be trained on it: use --features inception")
     folder = classifier_folder(split, root)
-    protocol = {name: getattr(options, name) for name in ("images", "batch", "learning_rate", "width", "seed")}
+    protocol = {name: getattr(args, name) for name in ("images", "batch", "learning_rate", "width", "seed")}
     if arrays.is_finished(folder):
         meta = arrays.read_meta(folder, "classifier", "train it again")
         if meta["data_hash"] == split.hash and meta["protocol"] == protocol:
@@ -96,15 +96,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         changed = sorted(name for name in protocol if meta["protocol"].get(name) != protocol[name]) or ["the data"]
         raise ValueError(f"{folder} was trained with other {', '.join(changed)}: remove it to train it anew")
-    device = choose_device(options.device)
+    device = choose_device(args.device)
     start = time.monotonic()
     network = train(split, device=device, **protocol)
-    found = accuracies(network, data.open_split(options.name, "test", root), device)
+    found = accuracies(network, data.open_split(args.name, "test", root), device)
     path = folder / "weights.safetensors"
     arrays.write_tensors(path, network.state_dict())
     arrays.seal_folder(
         folder, "classifier", [], dataset=split.name, data_hash=split.hash, shape=list(split.shape),
-        attributes=split.attributes, width=options.width, fingerprint=f"{arrays.file_checksum(path):08x}",
+        attributes=split.attributes, width=args.width, fingerprint=f"{arrays.file_checksum(path):08x}",
         protocol=protocol, accuracies=found,
     )  # fmt: skip
     print(f"{folder}: test accuracy {_written(found)} after {time.monotonic() - start:.0f} s")

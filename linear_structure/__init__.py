@@ -1,0 +1,12 @@
+"""Images -> Gaussian; Gaussian and score model -> skipped steps, score errors.
+
+Nothing here is imported by the other folders; what it shares with them lies in files.
+
+    gaussian    N(mu, U diag(lambdas) U^T + rest): fit, score, denoise, teleport, save, load; isotropic = rank 0
+    inputs      a run and the statistics of its data, checked against each other
+    intervals   delete-one-block jackknife of a Frechet distance and of its paired change
+
+Commands: get_parameters (data set -> gaussian_params/), sweep_skips (run -> RUN/sweeps/NAME/ cells),
+process_experiments_with_skips (cells -> figure, table, recommended skip), compare_scores (run -> RUN/scores/ cells),
+plot_scores (cells -> figure).
+"""

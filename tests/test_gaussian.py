@@ -1,5 +1,6 @@
 """Laws of the Gaussian: each closed form against a dense inverse, the flow against solvers, scalings, files."""
 
+import itertools
 import json
 
 import pytest
@@ -75,7 +76,7 @@ def test_solvers_converge_to_the_teleport_at_their_order(sampler: str, order: in
         levels = edm_levels(steps, level_min=0.05, level_max=10.0)[:-1]
         *_, end = SAMPLERS[sampler][0](gaussian.denoise, x, levels)
         errors.append(float((end - gaussian.teleport(x, levels[0], levels[-1])).norm()))
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2**order, rel=0.15)
 
 
@@ -153,7 +154,7 @@ def test_saved_bit_for_bit(tmp_path) -> None:
 
 
 def test_wrong_folders_and_shapes_are_sentences(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="gaussian was expected there.*get_parameters"):
+    with pytest.raises(FileNotFoundError, match=r"gaussian was expected there.*get_parameters"):
         Gaussian.load(tmp_path / "none")
     folder = example().save(tmp_path / "params")
     meta = json.loads((folder / "meta.json").read_text())

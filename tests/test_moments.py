@@ -62,7 +62,7 @@ def test_saved_moments_come_back_bit_for_bit(tmp_path) -> None:
 
 
 def test_a_damaged_folder_is_refused(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist.*make it"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist.*make it"):
         Moments.load(tmp_path / "none", "make it")
     folder = of(pixels()).save(tmp_path / "moments")
     meta = json.loads((folder / "meta.json").read_text())
@@ -76,7 +76,7 @@ def test_a_damaged_folder_is_refused(tmp_path) -> None:
 
 def test_wrong_rows_are_refused() -> None:
     moments = Moments(4)
-    with pytest.raises(ValueError, match="rows of 5 numbers .*expected 4"):
+    with pytest.raises(ValueError, match=r"rows of 5 numbers .*expected 4"):
         moments.update(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="NaN or infinite"):
         moments.update(torch.tensor([[0.0, 1.0, float("nan"), 2.0]]))

@@ -1,0 +1,97 @@
+"""A run and the statistics of its data, checked against each other before anything is computed with both."""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion_model import arrays, checkpoint, data
+from diffusion_model.score_model import ScoreModel
+from linear_structure.gaussian import Gaussian, closed_forms
+
+RUN = Path("runs/edm-cifar10")
+PARAMS = Path("gaussian_params")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A model with an unconditional score, the closed forms of its data in its model space, and what identifies both."""
+
+    model: ScoreModel
+    forms: dict[str, Gaussian]
+    record: dict[str, Any]
+    protocol: dict[str, Any]
+    root: Path
+    device: torch.device
+
+    def split(self, name: str) -> data.Split:
+        """A split of the run's data; the training split must still hold the images the run was trained on."""
+        split = data.open_split(self.record["data"]["name"], name, self.root)
+        if name == "train" and split.hash != self.record["data"]["hash"]:
+            raise ValueError(
+                f"the run was trained on other images than {self.root / split.name} now holds (the hashes differ): "
+                "pass the folder of its data with --data"
+            )
+        return split
+
+
+def open_inputs(run: Path, params: Path, root: Path, step: int | None, device: torch.device) -> Inputs:
+    """Load both; other data, shapes and runs without an unconditional score are one sentence each."""
+    record = checkpoint.read_run(run)
+    model = checkpoint.load_score_model(run, step, device=device)
+    if model.encoder is not None:
+        raise ValueError(
+            f"{run} has model.mode {model.mode}: its score is conditioned on the code of a given image and there is no "
+            "unconditional score to compare or to sample with; give a run of configs/edm.py (mode none)"
+        )
+    forms = closed_forms(load_matching(params, record))
+    protocol = {
+        "dataset": record["data"]["name"],
+        "data_hash": record["data"]["hash"],
+        "shape": list(record["shape"]),
+        "step": model.step,
+        "statistics": fingerprint(params),
+        "statistics_rank": forms["gaussian"].rank,
+    }
+    return Inputs(model, forms, record, protocol, root, device)
+
+
+def load_matching(params: Path, record: dict[str, Any]) -> Gaussian:
+    """The statistics in `params`, in the model space of the run with this record; those of other images are refused."""
+    name = record["data"]["name"]
+    command = f"`python linear_structure/get_parameters.py {name} gaussian {params}`"
+    gaussian = Gaussian.load(params, f"run {command} first")
+    meta = gaussian.meta
+    missing = {"dataset", "data_hash", "shape"} - meta.keys()
+    if missing:
+        raise ValueError(f"{params} does not say of which images it is (no {sorted(missing)}): run {command}")
+    if list(meta["shape"]) != list(record["shape"]):
+        raise ValueError(
+            f"{params} has statistics of {meta['dataset']} images {list(meta['shape'])}, the run's are {name} images "
+            f"{list(record['shape'])}: run {command.replace(str(params), 'ANOTHER_FOLDER')}"
+        )
+    if meta["dataset"] != name:
+        raise ValueError(
+            f"{params} has statistics of {meta['dataset']}, the run was trained on {name}: "
+            f"run {command.replace(str(params), 'ANOTHER_FOLDER')}"
+        )
+    if meta.get("split") == "train" and meta["data_hash"] != record["data"]["hash"]:
+        raise ValueError(
+            f"{params} was made from other images of {name} than the run was trained on (the hashes differ): "
+            f"remove it and run {command}"
+        )
+    if gaussian.dimension != int(np.prod(record["shape"])):
+        raise ValueError(
+            f"{params} has {gaussian.dimension} dimensions, expected {list(record['shape'])}: run {command}"
+        )
+    return gaussian.mapped(data.Scaling.from_dict(record["scaling"]), tuple(record["shape"]))
+
+
+def fingerprint(params: Path) -> str:
+    """A mark of the arrays in a folder, from the checksums in its meta."""
+    entries = arrays.read_json(Path(params) / "meta.json")["arrays"]
+    marks = ",".join(f"{name}:{entries[name]['crc32']}" for name in sorted(entries))
+    return f"{zlib.crc32(marks.encode()):08x}"
