@@ -43,7 +43,7 @@ class Mine:
     learning_rate: float = 1e-4
     ema_rate: float = 0.01
     check_every: int = 100  # steps between two looks at the validation rows
-    patience: int = 10  # looks without an improvement of any critic after which training ends
+    patience: int = 10  # looks without improvement after which a critic has its best iterate
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
@@ -90,6 +90,13 @@ def split_rows(count: int, shares: tuple[float, float, float] = (0.5, 0.2, 0.3),
     order = torch.randperm(count, generator=experiment.generator("mutual information rows", seed)).numpy()
     first, second = round(shares[0] * count), round((shares[0] + shares[1]) * count)
     return check_rows(Rows(np.sort(order[:first]), np.sort(order[first:second]), np.sort(order[second:])))
+
+
+def split_train(train: int, test: int, validation: float = 0.2, seed: int = 0) -> Rows:
+    """Rows of a train split followed by a test split: part of the train rows validates, every test row is held out."""
+    order = torch.randperm(train, generator=experiment.generator("mutual information rows", seed)).numpy()
+    cut = round((1 - validation) * train)
+    return check_rows(Rows(np.sort(order[:cut]), np.sort(order[cut:]), np.arange(train, train + test)))
 
 
 def check_rows(rows: Rows) -> Rows:
@@ -209,7 +216,7 @@ def fit_critics(
     optimiser = torch.optim.Adam(critics.weights.values(), lr=settings.learning_rate, fused=True)
     draws = [experiment.generator("mutual information batches", seed) for seed in seeds]
     log_average = torch.zeros(len(pairs) * len(seeds), device=fit.device)  # ln of the moving average of E[exp f]
-    best = _Best(critics, parts["validation"], pairs, len(seeds))
+    best = _Best(critics, parts["validation"], pairs, len(seeds), settings.patience)
     for step in range(1, settings.steps + 1):
         chosen = [torch.randperm(fit.shape[1], generator=draw)[: settings.batch] for draw in draws]
         x, y = paired(fit[:, torch.stack(chosen).to(fit.device)], pairs)
@@ -221,34 +228,41 @@ def fit_critics(
         optimiser.zero_grad()
         (weight * product - joint).sum().backward()
         optimiser.step()
-        if (step % settings.check_every == 0 or step == settings.steps) and best.look(step) >= settings.patience:
+        if (step % settings.check_every == 0 or step == settings.steps) and best.look(step):
             break
     return best.restore()
 
 
 class _Best:
-    """The best iterate of each critic so far, by the bound on the validation rows; the start counts as step 0."""
+    """The best iterate of each critic so far, by the bound on the validation rows; the start counts as step 0.
 
-    def __init__(self, critics: Critics, rows: torch.Tensor, pairs: Sequence[tuple[int, int]], seeds: int) -> None:
-        self.critics, self.rows, self.pairs, self.seeds = critics, rows, pairs, seeds
+    A critic ends after `patience` looks without improvement, whatever the others do: its value never depends on its company.
+    """
+
+    def __init__(
+        self, critics: Critics, rows: torch.Tensor, pairs: Sequence[tuple[int, int]], seeds: int, patience: int
+    ) -> None:
+        self.critics, self.rows, self.pairs, self.seeds, self.patience = critics, rows, pairs, seeds, patience
         count = len(pairs) * seeds
         self.values = torch.full((count,), -math.inf, device=rows.device)
-        self.steps = torch.zeros(count, dtype=torch.long)
+        self.steps = torch.zeros(count, dtype=torch.long, device=rows.device)
+        self.idle = torch.zeros(count, dtype=torch.long, device=rows.device)
         self.weights = {name: weight.detach().clone() for name, weight in critics.weights.items()}
-        self.idle = 0
         self.look(0)
 
     @torch.no_grad()
-    def look(self, step: int) -> int:
-        """Keep the critics that improved; returns how many looks in a row improved none."""
+    def look(self, step: int) -> bool:
+        """Keep the critics that improved; returns whether all have ended."""
         values, _ = bound(self.critics, self.rows, self.pairs, self.seeds, LOOK_SHIFTS)
-        improved = values > self.values
-        self.idle = 0 if improved.any() else self.idle + 1
+        running = self.idle < self.patience
+        improved = (values > self.values) & running
+        self.idle = torch.where(improved, 0, self.idle + 1)
+        self.idle = torch.where(running, self.idle, self.patience)
         self.values = torch.where(improved, values, self.values)
-        self.steps = torch.where(improved.cpu(), step, self.steps)
+        self.steps = torch.where(improved, step, self.steps)
         for name, weight in self.critics.weights.items():
             self.weights[name] = torch.where(improved[:, None, None], weight, self.weights[name])
-        return self.idle
+        return not bool((self.idle < self.patience).any())
 
     @torch.no_grad()
     def restore(self) -> tuple[Critics, torch.Tensor]:
