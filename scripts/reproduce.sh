@@ -73,7 +73,7 @@ analysis classify         downstream_classification/classify.py "$drl/trajectori
 analysis classify-untrained downstream_classification/classify.py "$drl/trajectories/untrained"
 analysis classify-pixels  downstream_classification/classify.py "$drl/trajectories/pixels"
 analysis tabulate         downstream_classification/tabulate.py "$drl"
-analysis information      qualitative_analysis/estimate_mi.py "$drl"
+analysis information      qualitative_analysis/estimate_mi.py "$drl/trajectories/encoder"
 analysis attention        qualitative_analysis/profile_attention.py "$drl"
 analysis gaussian         linear_structure/get_parameters.py "$data" gaussian gaussian_params
 analysis sweep            linear_structure/sweep_skips.py "$edm" gaussian_params
