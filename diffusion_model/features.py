@@ -40,7 +40,7 @@ class Extractor:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Features float32 [B, F] on the CPU of uint8 images [B, C, H, W]."""
-        images = torch.as_tensor(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
+        images = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(f"images are {images.dtype} {list(images.shape)}, expected torch.uint8 [B, C, H, W]")
         return self.network(images.to(self.device).float() / 255).float().cpu()
@@ -76,9 +76,9 @@ class Classifier(nn.Module):
 
 
 class Inception(nn.Module):
-    """pytorch-fid's network up to its last pooling, from a file of weights; images in [0, 1] -> [B, 2048]."""
+    """pytorch-fid's network up to its last pooling, with these weights (None: as initialised); images in [0, 1] -> [B, 2048]."""
 
-    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+    def __init__(self, state: dict[str, torch.Tensor] | None) -> None:
         super().__init__()
         from pytorch_fid import inception as published
         from torchvision.models import inception_v3
@@ -96,7 +96,8 @@ class Inception(nn.Module):
             "Mixed_7c": published.FIDInceptionE_2(2048),
         }.items():
             setattr(network, name, block)
-        network.load_state_dict(state)
+        if state is not None:
+            network.load_state_dict(state)
         network.dropout, network.fc = nn.Identity(), nn.Identity()
         self.network = network
 
@@ -176,10 +177,7 @@ def open_extractor(
 def extract(extractor: Extractor, images: np.ndarray, what: str, batch: int = 256) -> np.ndarray:
     """Features [N, F] of uint8 images [N, C, H, W], streamed with progress."""
     starts = range(0, len(images), batch)
-    found = [
-        extractor(np.asarray(images[start : start + batch])).numpy()
-        for start in experiment.progress(starts, what, "batch")
-    ]
+    found = [extractor(images[start : start + batch]).numpy() for start in experiment.progress(starts, what, "batch")]
     return np.concatenate(found) if found else np.zeros((0, extractor.dimension), np.float32)
 
 
@@ -201,7 +199,7 @@ def reference(extractor: Extractor, dataset: data.Split, root: Path, batch: int 
     if moments is None or any(moments.meta.get(name) != value for name, value in wanted.items()):
         moments = Moments(extractor.dimension, **wanted, dataset=dataset.name, split=dataset.split)
         for start in experiment.progress(range(0, len(dataset), batch), f"reference of {dataset.name}", "batch"):
-            moments.update(extractor(np.asarray(dataset.images[start : start + batch])))
+            moments.update(extractor(dataset.images[start : start + batch]))
         moments.save(folder)
     return Reference(moments, symmetric_root(moments.covariance))
 

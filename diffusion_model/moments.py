@@ -32,7 +32,7 @@ class Moments:
 
     def update(self, batch: torch.Tensor | np.ndarray) -> Self:
         """Add the rows of batch [B, ...], uint8 or float, flattened to [B, D]."""
-        rows = torch.as_tensor(batch)
+        rows = batch if isinstance(batch, torch.Tensor) else torch.from_numpy(np.array(batch))
         rows = rows.reshape(len(rows), -1).to(torch.float64)
         if rows.shape[1] != self.dimension:
             raise ValueError(f"rows of {rows.shape[1]} numbers {tuple(batch.shape)}, expected {self.dimension}")
@@ -107,5 +107,5 @@ def of_images(split: data.Split, batch: int = 1024) -> Moments:
     )
     starts = range(0, len(split.images), batch)
     for start in experiment.progress(starts, f"moments of {split.name}/{split.split}", "batch"):
-        moments.update(np.asarray(split.images[start : start + batch]))
+        moments.update(split.images[start : start + batch])
     return moments

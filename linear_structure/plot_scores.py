@@ -91,14 +91,14 @@ def draw_scores(summary: dict[str, Any], path: Path, pdf: bool) -> None:
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel("relative error of the score")
     axes[0, 0].set_title("|s_nn - s|² / |s_nn|²")
-    axes[0, 0].legend(loc="lower left")
+    axes[0, 0].legend(frameon=False)
     for form, (colour, _) in LOOKS.items():
         if form != "mean":
             axes[0, 1].plot(
                 levels, summary["centred"][form], "--", color=colour, linewidth=1.2, label="centred on the mean"
             )
     axes[0, 1].set_ylabel("explained variance of the denoiser")
-    axes[0, 1].set_title("1 - |D_nn - D|² / |D_nn|² (dashed: about the data's mean)")
+    axes[0, 1].set_title("1 - |D_nn - D|² / |D_nn|²   (dashed: about the mean)")
     axes[0, 1].set_ylim(-0.3, 1.03)
     protocol = summary["protocol"]
     figure.suptitle(f"{protocol['dataset']}/{protocol['split']}, {protocol['n']} noised images", fontsize=10.5)

@@ -208,15 +208,12 @@ def draw_distances(rows: list[dict[str, Any]], summary: dict[str, Any], path: Pa
     axis.set_xlabel(f"skipped steps of {protocol['steps']} ({protocol['sampler']})")
     axis.set_ylabel(summary["distance"])
     per_step = (start["evaluations"] - summary["largest"]["evaluations"]) / summary["largest"]["skip"]
-    upper = axis.secondary_xaxis(
-        "top",
-        functions=(
-            lambda skip: start["evaluations"] - per_step * skip,
-            lambda count: (start["evaluations"] - count) / per_step,
-        ),
-    )
+    skips = sorted({row["skip"] for row in rows})
+    axis.set_xticks(skips)
+    upper = axis.secondary_xaxis("top")
+    upper.set_xticks(skips, [f"{start['evaluations'] - per_step * skip:g}" for skip in skips])
     upper.set_xlabel("network evaluations")
-    axis.legend(loc="upper left")
+    axis.legend(frameon=False)
     figure.suptitle(f"{protocol['dataset']}, {summary['n']} paired seeds", fontsize=10.5)
     table = {
         "jump": [row["kind"] for row in rows],

@@ -1,0 +1,41 @@
+"""A small data set and an untrained run on it, for the tests of features and of the linear structure."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusion_model import checkpoint, data, experiment
+
+SHAPE = (3, 8, 8)
+
+
+def make_data(root: Path, name: str = "dots", count: int = 240, seed: int = 0) -> data.Split:
+    """A set of 8 x 8 images: one bright cell of four, of one of two colours, on noise; its training split."""
+    random = np.random.default_rng(seed)
+    place, colour = random.integers(0, 4, count), random.integers(0, 2, count)
+    images = random.integers(90, 140, (count, *SHAPE), dtype=np.uint8)
+    for index in range(count):
+        top, left = 4 * (place[index] // 2), 4 * (place[index] % 2)
+        images[index, 2 * colour[index], top : top + 4, left : left + 4] = 230
+    source = root / f"{name}.npz"
+    root.mkdir(parents=True, exist_ok=True)
+    np.savez(source, images=images, labels=np.stack([place, colour], 1), attributes=np.array(["place", "colour"]))
+    data.prepare(name, root, source)
+    return data.open_split(name, "train", root)
+
+
+def make_run(folder: Path, split: data.Split, config: str = "configs/edm.py:smoke") -> Path:
+    """A run with freshly initialised weights."""
+    flat = experiment.flatten(experiment.load_config(config)) | {"data.name": split.name}
+    scaling = data.scaling("unit", split)
+    record = {
+        "config": flat, "scaling": scaling.as_dict(), "shape": list(split.shape), "std": 0.3,
+        "data": {"name": split.name, "hash": split.hash},
+    }  # fmt: skip
+    checkpoint.write_run(folder, record)
+    torch.manual_seed(0)
+    state = checkpoint.build(record).state_dict()
+    average = {name: tensor for name, tensor in state.items() if name.startswith("net.")}
+    checkpoint.save(folder, 1, {"model": state, "average": average}, keep=1)
+    return folder

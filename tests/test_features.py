@@ -1,0 +1,131 @@
+"""Extractors: what they need, what they refuse, and that the classifier tells its data apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from linear_world import make_data
+
+from diffusion_model import arrays, data, experiment, features, train_features
+from diffusion_model.features import Classifier, extract, open_extractor, reference
+
+QUICK = ["--images", "2400", "--batch", "32", "--width", "8"]
+
+
+def run(*argv: str) -> int:
+    """Exit status of the command."""
+    with pytest.raises(SystemExit) as stop:
+        experiment.launch(train_features.main, [str(entry) for entry in argv])
+    return stop.value.code
+
+
+@pytest.fixture
+def dots(tmp_path) -> data.Split:
+    """The small set, below the folder that $DATA names in tests."""
+    return make_data(tmp_path / "data")
+
+
+def test_train_once_then_skip_then_refuse_other_options(dots, capsys) -> None:
+    assert run("dots", *QUICK) == 0
+    assert "place 1.000, colour 1.000" in capsys.readouterr().out
+    assert run("dots", *QUICK) == 0
+    assert "skipped" in capsys.readouterr().out
+    assert run("dots", *QUICK, "--seed", "3") == 1
+    assert "trained with other seed: remove it" in capsys.readouterr().err
+
+
+def test_classifier_features(dots, tmp_path) -> None:
+    root = tmp_path / "data"
+    run("dots", *QUICK)
+    extractor = open_extractor("classifier", dots, root)
+    assert extractor.distance == "Frechet distance (classifier features)"
+    found = extract(extractor, dots.images, "test", batch=50)
+    assert found.shape == (len(dots), 64)
+    assert found.dtype == np.float32
+    assert np.allclose(found[:7], extractor(dots.images[:7]), atol=1e-4)
+    # Each feature is normalised over the training images; the running statistics lag behind the weights.
+    assert np.median(found.std(0)) == pytest.approx(1, abs=0.25)
+    known = reference(extractor, dots, root)
+    assert np.allclose(known.moments.mean, found.mean(0), atol=1e-4)
+    folder = next((root / "dots" / "features").glob("reference-classifier-*-train"))
+    before = (folder / "meta.json").stat().st_mtime_ns
+    assert torch.equal(reference(extractor, dots, root).moments.second, known.moments.second)
+    assert (folder / "meta.json").stat().st_mtime_ns == before
+
+
+def test_classifier_refusals(dots, tmp_path) -> None:
+    root = tmp_path / "data"
+    with pytest.raises(
+        FileNotFoundError, match=r"no classifier in .*run `python diffusion_model/train_features.py dots`"
+    ):
+        open_extractor("classifier", dots, root)
+    with pytest.raises(ValueError, match=r"features 'classifer'.*nearest: classifier"):
+        open_extractor("classifer", dots, root)
+    with pytest.raises(ValueError, match="--weights is for Inception"):
+        open_extractor("classifier", dots, root, Path("x"))
+    run("dots", *QUICK[:1], "64", *QUICK[2:])
+    with pytest.raises(ValueError, match=r"expected torch\.uint8"):
+        open_extractor("classifier", dots, root)(torch.zeros(1, 3, 8, 8))
+    changed = data.Split(dots.name, "train", dots.images, dots.labels, dots.attributes, "other", dots.meta)
+    with pytest.raises(ValueError, match="trained on other images than dots now holds"):
+        open_extractor("classifier", changed, root)
+    weights = root / "dots" / "features" / "classifier" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"xxxx")
+    with pytest.raises(ValueError, match="missing or was altered"):
+        open_extractor("classifier", dots, root)
+
+
+def test_location_is_a_feature() -> None:
+    torch.manual_seed(0)
+    network = Classifier((1, 8, 8), [4]).eval()
+    images = torch.zeros(2, 1, 8, 8)
+    images[0, 0, :4, :4] = images[1, 0, 4:, 4:] = 1
+    first, second = network(images)
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
+def test_bad_usage_is_a_sentence(tmp_path, capsys) -> None:
+    assert run("dots", "--batch", "1") == 2
+    assert "--batch 1: expected at least 2" in capsys.readouterr().err
+    assert run("dots", "--imges", "1") == 2
+    assert "nearest: --images" in capsys.readouterr().err
+    assert run("nothing") == 1
+    assert "no data set 'nothing'" in capsys.readouterr().err
+    make_data(tmp_path / "data")
+    source = tmp_path / "plain.npy"
+    np.save(source, np.zeros((10, 8, 8, 3), np.uint8))
+    data.prepare("plain", tmp_path / "data", source)
+    assert run("plain") == 1
+    assert "plain has no labels" in capsys.readouterr().err
+
+
+def test_inception_without_its_weights_says_what_to_place_where(dots, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def refuse(*_) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(
+        FileNotFoundError, match=r"no network.*place it at .*pt_inception-2015-12-05.*or pass --weights"
+    ):
+        open_extractor("inception", dots, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        open_extractor("inception", dots, tmp_path, tmp_path / "none.pth")
+    wrong = tmp_path / "wrong.pth"
+    arrays.write_atomically(wrong, lambda temporary: temporary.write_bytes(b"not weights"))
+    with pytest.raises(ValueError, match="does not hold pytorch-fid's Inception weights"):
+        open_extractor("inception", dots, tmp_path, wrong)
+
+
+def test_inception_is_the_published_network() -> None:
+    """Same tensors as pytorch-fid's file names, and 2,048 features of grey and coloured images of any size."""
+    torch.manual_seed(0)
+    network = features.Inception(None).eval()
+    names = set(network.network.state_dict())
+    assert {"Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch_pool.conv.weight", "Mixed_7c.branch3x3_2b.bn.bias"} <= names
+    with torch.no_grad():
+        grey = network(torch.full((1, 1, 8, 8), 0.5))
+        assert grey.shape == (1, 2048)
+        assert torch.allclose(grey, network(torch.full((1, 3, 12, 12), 0.5)), atol=1e-5)
