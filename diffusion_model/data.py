@@ -211,6 +211,11 @@ def prepare(name: str, root: Path | str, source: Path | str | None = None, downl
     """
     name, root = canonical(name), Path(root)
     folder = root / name
+    if name not in DATASETS and source is None and not _is_prepared(folder):
+        raise FileNotFoundError(
+            f"{name!r} is no built-in data set ({nearest(name, DATASETS)}): "
+            f"for your own images run `{COMMAND} {name} --source FILE.npz`"
+        )
     with _lock(root / f".{name}.lock"):
         if _is_prepared(folder):
             _refuse_other_source(folder, source)
@@ -222,11 +227,6 @@ def prepare(name: str, root: Path | str, source: Path | str | None = None, downl
             extra = {"origin": kind.origin, "licence": kind.licence, "class_names": kind.class_names}
             _check_counts(name, kind, splits)
         else:
-            if source is None:
-                raise FileNotFoundError(
-                    f"{name!r} is no built-in data set ({nearest(name, DATASETS)}): "
-                    f"for your own images run `{COMMAND} {name} --source FILE.npz`"
-                )
             found = Path(source)
             splits, attributes, how = load_own(found)
             extra = {"origin": "given by the user", "licence": "unknown", "class_names": {}, "splitting": how}

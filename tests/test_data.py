@@ -109,8 +109,9 @@ def test_names_that_cannot_be_folders():
 def test_a_misspelt_name_hears_its_neighbour(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="nearest: fashion_mnist"):
         data.open_split("fashoin_mnist", "train", tmp_path)
-    status, sentence = fail(["fashoin_mnist", "--data", tmp_path], capsys)
+    status, sentence = fail(["fashoin_mnist", "--data", tmp_path / "new"], capsys)
     assert status == 1
+    assert not (tmp_path / "new").exists()
     assert "nearest: fashion_mnist" in sentence
 
 
