@@ -191,7 +191,7 @@ def test_reproduce_resumes_where_it_stopped(clone):
     assert "tabulate.py" in commands[0]
     status, commands, printed, _ = clone("reproduce.sh")
     assert stages(printed, "done") == ["report"]
-    assert commands == ["qualitative_analysis/write_report.py . --check --config configs/study.py:embedded"]
+    assert commands == ["qualitative_analysis/write_report.py . --config configs/study.py:embedded"]
 
 
 def test_a_stage_that_is_done_again_takes_the_later_ones_with_it(clone):
