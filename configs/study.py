@@ -15,6 +15,27 @@ ESTIMATE_MI = {
     "smoke":                 (2,          (0,),         16,    20,    32,          2e-3,          10),
 }  # fmt: skip
 
+# train_features             images     width
+TRAIN_FEATURES = {
+    "embedded":              (40_000,      16),
+    "FashionMNIST":          (180_000,     32),
+    "smoke":                 (1_280,        8),
+}  # fmt: skip
+
+# sweep_skips                n     steps  skips                                  other_skips     batch
+SWEEP_SKIPS = {
+    "embedded":              (500,    18, (0, 2, 4, 5, 6, 7, 8, 10, 12),         (4, 6, 8),        250),
+    "FashionMNIST":          (1000,   18, (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12),   (2, 4, 6, 8, 10), 250),
+    "smoke":                 (40,      4, (0, 1, 3),                             (1,),             40),
+}  # fmt: skip
+
+# compare_scores             n    levels
+COMPARE_SCORES = {
+    "embedded":              (256,   16),
+    "FashionMNIST":          (1024,  20),
+    "smoke":                 (16,     4),
+}  # fmt: skip
+
 # write_report               check: whether a claim that does not hold ends the study with status 1
 WRITE_REPORT = {
     "embedded":              True,
@@ -26,8 +47,25 @@ WRITE_REPORT = {
 def get_config(preset: str) -> ConfigDict:
     """The sections of one study."""
     granularity, seeds, width, steps, batch, learning_rate, check_every = ESTIMATE_MI[preset]
+    images, features_width = TRAIN_FEATURES[preset]
+    n, solver_steps, skips, other_skips, samples = SWEEP_SKIPS[preset]
+    compared, levels = COMPARE_SCORES[preset]
     return ConfigDict(
         {
+            "train_features": {"images": images, "width": features_width},
+            "get_parameters": {"split": "train"},
+            "sweep_skips": {
+                "n": n,
+                "steps": solver_steps,
+                "skips": skips,
+                "other_skips": other_skips,
+                "batch": samples,
+                "kinds": ("gaussian", "isotropic"),
+                "features": "classifier",
+            },
+            "process_experiments_with_skips": {"margin": 0.01, "blocks": 20},
+            "compare_scores": {"n": compared, "levels": levels},
+            "plot_scores": {"pictures": 4},
             "estimate_mi": {
                 "granularity": granularity,
                 "seeds": seeds,

@@ -44,12 +44,13 @@ def drawn(jump: Gaussian, skip: int, batch: int = 8, denoise=None) -> torch.Tens
     return torch.cat(list(made))
 
 
-def test_a_gaussian_denoiser_loses_nothing_by_the_gaussian_jump() -> None:
+def test_a_gaussian_denoiser_gains_by_the_gaussian_jump_and_loses_by_the_isotropic() -> None:
     forms = closed_forms(example())
-    plain = drawn(None, 0)
-    assert float((drawn(forms["gaussian"], 12) - plain).norm() / plain.norm()) < 0.02
-    assert float((drawn(forms["isotropic"], 12) - plain).norm() / plain.norm()) > 0.05
-    assert float((drawn(forms["mean"], 12) - plain).norm() / plain.norm()) > 0.05
+    start = LEVELS[0].float() * experiment.sample_noise("start", range(8), SHAPE)
+    exact = forms["gaussian"].teleport(start, LEVELS[0], 0.0)
+    errors = {name: float((drawn(form, 12) - exact).norm() / exact.norm()) for name, form in forms.items()}
+    plain = float((drawn(None, 0) - exact).norm() / exact.norm())
+    assert errors["gaussian"] < plain < 0.1 < errors["isotropic"] < errors["mean"]
 
 
 def test_samples_belong_to_seeds_whatever_the_batch() -> None:
