@@ -1,0 +1,408 @@
+"""Write WORKDIR/report.html: everything a study has made, on one page that needs no other file.
+
+The page holds the study's claims with their numbers, each run with its configuration, loss and samples, every figure with
+a caption that says what is drawn and how it was measured, the numbers behind it, the commands and the environment. What
+is missing is named with the command that makes it. With `--check` the status is 1, with a sentence each, if a claim fails:
+
+1. the trained encoder beats the untrained one on the attributes claimed (paired 95 % interval above 0);
+2. at high noise the Gaussian score is closer to the neural one than the isotropic score, and ever closer;
+3. the distances at the recommended and at the largest skip differ by more than their intervals.
+
+Written: WORKDIR/report.html, and RUN/loss.png with its numbers beside every metrics.jsonl.
+"""
+
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffusion_model import arrays, checkpoint, experiment, figures
+from qualitative_analysis import claims, page
+
+NOT_LOSSES = ("step", "images", "images_per_second", "memory_mb", "seconds_left")
+Caption = Callable[[Path, Path], str]
+
+
+def parser() -> experiment.Parser:
+    """The command line."""
+    options = experiment.Parser(__doc__)
+    options.add_argument(
+        "workdir",
+        type=Path,
+        metavar="WORKDIR",
+        nargs="?",
+        default=Path(),
+        help="folder of a study, with runs/ and tables/",
+    )
+    options.add_argument("--check", action="store_true", help="status 1 with a sentence each where a claim fails")
+    options.add_argument(
+        "--no-check", dest="check", action="store_false", help="only report the claims, whatever a preset says"
+    )
+    options.add_argument(
+        "--claims-attributes",
+        nargs="+",
+        metavar="A",
+        help="attributes of the first claim (default: foreground and location where present, else all)",
+    )
+    options.set_defaults(check=False)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page; with --check, 1 if a claim fails."""
+    args = parser().parse_args(argv)
+    runs = sorted(path.parent for path in args.workdir.glob("runs/*/config.json"))
+    if not runs:
+        raise FileNotFoundError(
+            f"nothing to report in {args.workdir}: expected runs/RUN/config.json there; run `bash scripts/reproduce.sh` first"
+        )
+    judged = claims.judge(args.workdir, args.claims_attributes)
+    command = shlex.join(["python", "qualitative_analysis/write_report.py", *(sys.argv[1:] if argv is None else argv)])
+    path = args.workdir / "report.html"
+    content = compose(args.workdir, runs, judged, command)
+    arrays.write_atomically(path, lambda temporary: temporary.write_text(content))
+    print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    for claim in judged:
+        print(f"{'holds' if claim.holds else 'does not hold'}: {claim.title}")
+        for sentence in claim.failures:
+            print(f"{'error: ' if args.check else '  '}{sentence}", file=sys.stderr if args.check else sys.stdout)
+    return int(args.check and not all(claim.holds for claim in judged))
+
+
+def compose(workdir: Path, runs: Sequence[Path], judged: Sequence[claims.Claim], command: str) -> str:
+    """The HTML of the whole page."""
+    sets = sorted({checkpoint.read_run(run)["data"]["name"] for run in runs})
+    title = f"Score trajectories: {', '.join(sets)}"
+    parts = [
+        ("claims", "Claims", "".join(claim_box(claim) for claim in judged)),
+        *((chapter.name, chapter.title, show(chapter, workdir)) for chapter in CHAPTERS),
+        ("runs", "Trained models", "".join(describe_run(run, workdir) for run in runs)),
+        ("commands", "Commands", page.commands(command_lines(workdir, command))),
+        ("environment", "Environment", environment(runs)),
+    ]
+    links = "".join(f'<a href="#{name}">{page.text(heading)}</a>' for name, heading, _ in parts)
+    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    lead = (
+        f"<h1>{page.text(title)}</h1>\n<p>What {len(runs)} trained score model{'s' * (len(runs) > 1)} show: representations "
+        f"at every noise time and what a classifier gains by mixing them; how linear the score is at high noise, and how "
+        f"many steps of a sampler that saves. Intervals are 95 %. Written {written}.</p>\n<nav>{links}</nav>\n"
+    )
+    return page.document(title, lead + "".join(page.section(*part) for part in parts))
+
+
+def claim_box(claim: claims.Claim) -> str:
+    """One claim with its verdict and numbers."""
+    verdict, kind = ("Holds", "holds") if claim.holds else ("Does not hold", "fails")
+    entries = "".join(f"<li>{page.text(entry)}</li>" for entry in [*claim.numbers, *claim.failures])
+    return f'<div class="claim {kind}"><p><strong>{verdict}.</strong> {page.text(claim.title)}.</p><ul>{entries}</ul></div>\n'
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Figures found by a pattern below WORKDIR, how each is captioned, and what makes them."""
+
+    title: str
+    pattern: str
+    caption: Caption
+    command: str
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A part of the page: figures that belong together."""
+
+    name: str
+    title: str
+    drawings: tuple[Drawing, ...]
+
+
+def show(chapter: Chapter, workdir: Path) -> str:
+    """Every figure of a chapter with caption and numbers; what is missing is named."""
+    parts = []
+    for drawing in chapter.drawings:
+        found = sorted(workdir.glob(drawing.pattern))
+        if not found:
+            parts.append(page.missing(f"{drawing.title} ({drawing.pattern})", drawing.command))
+        for path in found:
+            where = path.relative_to(workdir)
+            parts.append(f"<h3>{page.text(drawing.title)}</h3>\n")
+            try:
+                caption = drawing.caption(path, workdir)
+            except (ValueError, FileNotFoundError) as error:
+                parts.append(page.missing(f"the protocol of {where} ({error})", drawing.command))
+                caption = f"{drawing.title}."
+            parts.append(page.figure(page.image(path, f"{drawing.title}: {where}"), f"{caption} File: {where}."))
+            parts.append(numbers(path, workdir, drawing.command))
+    return "".join(parts)
+
+
+def numbers(path: Path, workdir: Path, command: str) -> str:
+    """The CSV beside a figure as a table."""
+    beside = path.with_suffix(".csv")
+    where = beside.relative_to(workdir)
+    if not beside.is_file():
+        return page.missing(f"the numbers of {path.name} ({where})", command)
+    return page.details(f"Numbers: {where}", page.table(figures.read_table(beside), str(where)))
+
+
+def describe_run(run: Path, workdir: Path) -> str:
+    """One trained model: what it is, loss, newest samples, configuration."""
+    record = checkpoint.read_run(run)
+    where = run.relative_to(workdir)
+    history = list(read_metrics(run / "metrics.jsonl"))
+    parts = [f"<h3>{page.text(where)}</h3>\n", page.table(facts(run, record, history), f"facts of {where}")]
+    train = f"python diffusion_model/main.py --mode train --config FILE:PRESET --workdir {where}"
+    if history:
+        terms = ", ".join(losses(history))
+        picture = page.image(draw_losses(history, run / "loss.png"), f"loss of {where}")
+        caption = (
+            f"Training loss by term ({terms}) against images seen, each point the mean since the one before it; "
+            f"File: {where}/loss.png."
+        )
+        parts += [page.figure(picture, caption), numbers(run / "loss.png", workdir, train)]
+    else:
+        parts.append(page.missing(f"the training history ({where}/metrics.jsonl)", train))
+    samples = sorted(run.glob("samples/*.png"), key=lambda path: (path.stat().st_mtime, path.name))
+    if samples:
+        last = samples[-1].relative_to(workdir)
+        caption = f"Samples of the averaged weights, newest grid. File: {last}."
+        parts.append(page.figure(page.image(samples[-1], f"samples of {where}", pixels=True), caption))
+    elif record["config"].get("model.mode") == "none":
+        sample = f"python diffusion_model/main.py --mode sample --workdir {where}"
+        parts.append(page.missing(f"samples ({where}/samples)", sample))
+    config = {name: json.dumps(entry) for name, entry in record["config"].items()}
+    rest = {name: json.dumps(record[name]) for name in ("data", "scaling", "shape", "std") if name in record}
+    shown = {"field": [*config, *rest], "value": [*config.values(), *rest.values()]}
+    parts.append(page.details(f"Configuration: {where}/config.json", page.table(shown, f"configuration of {where}")))
+    return "".join(parts)
+
+
+def facts(run: Path, record: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The few numbers that say how large a run is, as one row."""
+    config = record["config"]
+    last = history[-1] if history else {}
+    speeds = [entry["images_per_second"] for entry in history if "images_per_second" in entry]
+    log = run / "log.txt"
+    counted = re.search(r"([\d,]+) parameters", log.read_text()) if log.is_file() else None
+    return {
+        "data": [record["data"]["name"]],
+        "mode": [config.get("model.mode", "unknown")],
+        "preconditioning": [config.get("model.precondition", "unknown")],
+        "parameters": [counted.group(1) if counted else "unknown"],
+        "step": [last.get("step", "unknown")],
+        "images seen": [last.get("images", "unknown")],
+        "images/s (median)": [f"{sorted(speeds)[len(speeds) // 2]:.0f}" if speeds else "unknown"],
+        "peak memory, MB": [f"{last['memory_mb']:.0f}" if "memory_mb" in last else "unknown"],
+    }
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of a metrics.jsonl; a last line cut short by an interruption is left out, any other is a ValueError."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    for index, line in enumerate(lines):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            if index < len(lines) - 1:
+                raise ValueError(f"{path}: line {index + 1} is no JSON: the file was altered") from None
+
+
+def losses(history: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the loss terms."""
+    return [name for name in history[-1] if name not in NOT_LOSSES]
+
+
+def draw_losses(history: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Loss by term against images, one panel a term."""
+    terms = losses(history)
+    history = [entry for entry in history if all(entry.get(name) is not None for name in terms)]
+    figure, axes = figures.panels(1, max(1, len(terms)), width=4.4, height=2.7)
+    images = [entry["images"] for entry in history]
+    for index, (axis, name) in enumerate(zip(axes[0], terms, strict=False)):
+        values = [entry[name] for entry in history]
+        axis.plot(images, values, color=figures.COLOURS[index % len(figures.COLOURS)])
+        if min(values, default=0) > 0:
+            axis.set_yscale("log")
+        axis.set_title(name)
+        axis.set_xlabel("images")
+        axis.set_ylabel("loss")
+    return figures.save(
+        figure, path, {"images": images, **{name: [entry[name] for entry in history] for name in terms}}
+    )
+
+
+def command_lines(workdir: Path, command: str) -> list[str]:
+    """The commands that made the study: its own record, else what the summaries say."""
+    record = workdir / "commands.txt"
+    if record.is_file():
+        lines = record.read_text().splitlines()
+        head = ["# in the study's folder; paths of commands and configurations from the project's root"]
+        return head + lines + ([] if any("write_report.py" in line for line in lines) else [command])
+    found = []
+    for path in [*sorted(workdir.glob("runs/*/*/*.json")), *sorted(workdir.glob("tables/*.json"))]:
+        content = {} if "=" in path.name else arrays.read_json(path)
+        if isinstance(content, dict) and isinstance(content.get("command"), str):
+            found.append(content["command"])
+    return [*dict.fromkeys(found), command]
+
+
+def environment(runs: Sequence[Path]) -> str:
+    """Versions and hardware, where the models were trained and where the page was written."""
+    columns = {"here": experiment.environment()}
+    for run in runs:
+        if (run / "env.json").is_file():
+            columns[run.name] = arrays.read_json(run / "env.json")
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    shown = {"": names} | {where: [str(column.get(name, "")) for name in names] for where, column in columns.items()}
+    return page.table(shown, "environment")
+
+
+def accuracy_caption(path: Path, workdir: Path) -> str:
+    """Accuracy against time: what is compared with what."""
+    summary = path.with_suffix(".json")
+    known = claims.by_attribute(claims.read(summary, "accuracy"))
+    told = []
+    for name, entry in known.items():
+        best = [
+            "{source} {accuracy:.3f} [{low:.3f}, {high:.3f}] at t = {best_time:g}".format(
+                source=source, **entry[source]
+            )
+            for source in ("encoder", "untrained")
+            if {"accuracy", "low", "high", "best_time"} <= entry.get(source, {}).keys()
+        ]
+        best += [f"pixels {entry['pixels']['accuracy']:.3f}"] if "accuracy" in entry.get("pixels", {}) else []
+        mixed = entry.get("mixed", {}).items()
+        best += [f"mixed by the {head} {found['accuracy']:.3f}" for head, found in mixed if "accuracy" in found]
+        told.append(f"{name}: {', '.join(best)}; chance {claims.value(entry, summary, 'accuracy', 'chance'):.3f}")
+    return (
+        "Test accuracy of classifiers that see the representation at one noise time t (horizontal axis), for each attribute, "
+        "with heads that mix all times as horizontal lines, beside the untrained encoder, raw pixels and chance. Learning rate "
+        "and epoch are chosen on validation images; bands are 95 % intervals. Best single times: "
+        + ". ".join(told)
+        + "."
+    )
+
+
+def attention_caption(path: Path, workdir: Path) -> str:
+    """Attention over time."""
+    summary = path.with_name("profile.json")
+    content = arrays.read_json(summary)
+    known = claims.value(content, summary, "attention", "attributes")
+    told = [
+        f"{name} looks most at t = {entry['most_attended']:g} (n = {entry['images']} test images, {len(entry['seeds'])} seeds)"
+        for name, entry in known.items()
+    ]
+    what = (
+        "Mean attention of the classification token for the test images of each class (vertical axis) over the noise times t "
+        "(horizontal axis), one map an attribute, on one colour scale"
+        if path.stem == "profile_classes"
+        else "Attention of the classification token of the mixing transformer (vertical axis) over the noise times t (horizontal "
+        "axis), mean over test images, heads and seeds; bands span the seeds, the dashed line is uniform attention"
+    )
+    return (
+        f"{what}. {'; '.join(told)}. Attention says where a classifier looks, not what it would lose without that time."
+    )
+
+
+def information_caption(path: Path, workdir: Path) -> str:
+    """Mutual information between times."""
+    summary = path.with_name(path.stem.replace("matrix_", "summary_") + ".json")
+    content = arrays.read_json(summary)
+    get = partial(claims.value, content, summary, "information")
+    protocol, rows = get("protocol"), get("protocol", "rows")
+    above = len(get("beyond_ceiling"))
+    return (
+        f"Mutual information in nats between the representations at two noise times (both axes), {get('source')} codes of "
+        f"{get('protocol', 'dimension')} features: MINE, a lower bound found by critics of width {protocol['width']} on {rows['fit']} "
+        f"rows, their best iterate chosen on {rows['validation']} and the value read off on {rows['held_out']} rows that neither "
+        f"saw; mean over {len(protocol['seeds'])} seeds. {rows['held_out']} rows certify about {get('ceiling'):.2f} nats (their "
+        f"logarithm); {above} pairs lie above. The diagonal is left out: a continuous code's information about itself is infinite."
+    )
+
+
+def sweep_caption(path: Path, workdir: Path) -> str:
+    """Distance against skipped steps, or the samples behind it."""
+    summary = path.with_name("summary.json")
+    content = claims.read(summary, "sweep")
+    get = partial(claims.value, content, summary, "sweep")
+    chosen, protocol = get("recommended"), get("protocol")
+    if path.stem == "samples":
+        return (
+            f"The same start noise (columns) sampled with more and more steps replaced by the {get('jump')} jump (rows, from none); "
+            f"{protocol.get('sampler', 'sampler')}, {protocol.get('steps', '?')} steps."
+        )
+    floor = get("floor")
+    real = f" {get('n')} real images reach {floor['distance']:.4g} (dashed)." if floor else ""
+    return (
+        f"{get('distance')} to the data (vertical axis) against the number of first {protocol.get('sampler', 'sampler')} steps "
+        f"replaced by one closed-form jump (horizontal axis; network evaluations on top), n = {get('n')} samples from paired seeds, "
+        f"features: {get('features')}; bands are 95 % intervals over blocks of seeds. Recommended: skip {chosen['skip']} of "
+        f"{protocol.get('steps', '?')} steps, the largest whose upper paired bound lies within {get('margin'):.1%} of no skip.{real}"
+    )
+
+
+def scores_caption(path: Path, workdir: Path) -> str:
+    """Closed-form scores against the neural one, or the pictures behind it."""
+    summary = path.with_name("summary.json")
+    content = claims.read(summary, "scores")
+    levels, protocol = (claims.value(content, summary, "scores", name) for name in ("levels", "protocol"))
+    if path.stem == "denoised":
+        return "What the denoisers see (noised) and say (neural, Gaussian, isotropic) at a few noise levels, high noise on the right."
+    return (
+        "Left: relative squared error of closed-form scores against the neural score; right: variance of the neural denoiser that "
+        "the closed-form ones explain (dashed: about the mean image), since a relative score error is almost bound to fall. Both "
+        f"against the noise level ({len(levels)} levels from {levels[0]:.3g} to {levels[-1]:.3g} in model space); "
+        f"n = {protocol.get('n', '?')} noised {protocol.get('split', '')} images; bands are 95 % intervals over images."
+    )
+
+
+CLASSIFY = "python downstream_classification/classify.py RUN/trajectories/SOURCE"
+PROFILE, INFORMATION, SCORES, SWEEP = (
+    claims.REMEDIES[name] for name in ("attention", "information", "scores", "sweep")
+)
+# title, where its figures are, what writes their caption, what makes them
+ACCURACY_DRAWINGS = (
+    Drawing(
+        "Accuracy against noise time",
+        "tables/accuracy_*.png",
+        accuracy_caption,
+        f"{CLASSIFY}, then {claims.REMEDIES['accuracy']}",
+    ),
+)
+ATTENTION_DRAWINGS = (
+    Drawing("Attention over noise time", "runs/*/attention/profile.png", attention_caption, PROFILE),
+    Drawing("Attention by class", "runs/*/attention/profile_classes.png", attention_caption, PROFILE),
+)
+INFORMATION_DRAWINGS = (
+    Drawing(
+        "Mutual information between times",
+        "runs/*/mutual_information/matrix_*.png",
+        information_caption,
+        INFORMATION,
+    ),
+)
+SCORE_DRAWINGS = (
+    Drawing("Closed-form scores against the neural score", "runs/*/scores/scores.png", scores_caption, SCORES),
+    Drawing("Denoised images", "runs/*/scores/denoised.png", scores_caption, SCORES),
+)
+SKIP_DRAWINGS = (
+    Drawing("Distance against skipped steps", "runs/*/sweeps/*/distance.png", sweep_caption, SWEEP),
+    Drawing("Samples with more and more steps skipped", "runs/*/sweeps/*/samples.png", sweep_caption, SWEEP),
+)
+CHAPTERS = (
+    Chapter("accuracy", "Which noise time knows what", ACCURACY_DRAWINGS),
+    Chapter("attention", "Where the mixing classifier looks", ATTENTION_DRAWINGS),
+    Chapter("information", "What two times share", INFORMATION_DRAWINGS),
+    Chapter("scores", "How linear the score is", SCORE_DRAWINGS),
+    Chapter("skips", "How many steps can be skipped", SKIP_DRAWINGS),
+)
+
+
+if __name__ == "__main__":
+    experiment.launch(main)
