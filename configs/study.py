@@ -18,14 +18,14 @@ ESTIMATE_MI = {
 # train_features             images     width
 TRAIN_FEATURES = {
     "embedded":              (40_000,      16),
-    "FashionMNIST":          (180_000,     32),
+    "FashionMNIST":          (180_000,     24),
     "smoke":                 (1_280,        8),
 }  # fmt: skip
 
 # sweep_skips                n     steps  skips                                  other_skips     batch
 SWEEP_SKIPS = {
-    "embedded":              (500,    18, (0, 2, 4, 5, 6, 7, 8, 10, 12),         (4, 6, 8),        250),
-    "FashionMNIST":          (1000,   18, (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12),   (2, 4, 6, 8, 10), 250),
+    "embedded":              (500,    18, (0, 2, 4, 5, 6, 8, 10, 12),            (6, 8, 10, 12),   125),
+    "FashionMNIST":          (1000,   18, (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12),   (4, 6, 8, 10, 12), 125),
     "smoke":                 (40,      4, (0, 1, 3),                             (1,),             40),
 }  # fmt: skip
 

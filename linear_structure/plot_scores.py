@@ -98,7 +98,7 @@ def draw_scores(summary: dict[str, Any], path: Path, pdf: bool) -> None:
                 levels, summary["centred"][form], "--", color=colour, linewidth=1.2, label="centred on the mean"
             )
     axes[0, 1].set_ylabel("explained variance of the denoiser")
-    axes[0, 1].set_title("1 - |D_nn - D|² / |D_nn|²   (dashed: about the mean)")
+    axes[0, 1].set_title("1 - |D_nn - D|² / |D_nn|² (dashed: centred)")
     axes[0, 1].set_ylim(-0.3, 1.03)
     protocol = summary["protocol"]
     figure.suptitle(f"{protocol['dataset']}/{protocol['split']}, {protocol['n']} noised images", fontsize=10.5)

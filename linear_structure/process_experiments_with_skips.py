@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogFormatter
 
 from diffusion_model import arrays, experiment, figures, results
 from diffusion_model.features import Reference
@@ -178,9 +179,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def draw_distances(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path, pdf: bool) -> None:
-    """Distance against skipped steps, evaluations on the upper axis, one line a kind of jump, the floor dashed."""
-    figure, axes = figures.panels(width=6.4, height=4.2)
-    axis = axes[0, 0]
+    """Distance and drift against skipped steps, evaluations on the upper axis, a line a kind of jump, the floor dashed."""
+    figure, axes = figures.panels(1, 2, width=5.4, height=4.2)
+    axis, beside = axes[0]
     start = next(row for row in rows if row["kind"] == "none")
     values = [row["estimate"].value for row in rows]
     for kind, (colour, label) in LOOKS.items():
@@ -191,6 +192,7 @@ def draw_distances(rows: list[dict[str, Any]], summary: dict[str, Any], path: Pa
         found = [row["estimate"] for row in line]
         axis.plot(skips, [one.value for one in found], "o-", color=colour, label=label)
         figures.band(axis, skips, [one.low for one in found], [one.high for one in found], colour)
+        beside.plot(skips[1:], [row["drift"] for row in line[1:]], "o-", color=colour, label=label)
     if summary["floor"]:
         axis.axhline(
             summary["floor"]["distance"], color=figures.COLOURS[6], linestyle="--", label=f"{summary['n']} real images"
@@ -204,15 +206,20 @@ def draw_distances(rows: list[dict[str, Any]], summary: dict[str, Any], path: Pa
     )
     if max(values) > 8 * min(values):
         axis.set_yscale("log")
+        for scale in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            scale(LogFormatter(labelOnlyBase=False))
     protocol = summary["protocol"]
-    axis.set_xlabel(f"skipped steps of {protocol['steps']} ({protocol['sampler']})")
     axis.set_ylabel(summary["distance"])
-    per_step = (start["evaluations"] - summary["largest"]["evaluations"]) / summary["largest"]["skip"]
+    beside.set_ylabel("drift from no skip: mean L2 of a sample, model space")
+    beside.set_yscale("log")
     skips = sorted({row["skip"] for row in rows})
-    axis.set_xticks(skips)
-    upper = axis.secondary_xaxis("top")
-    upper.set_xticks(skips, [f"{start['evaluations'] - per_step * skip:g}" for skip in skips])
-    upper.set_xlabel("network evaluations")
+    per_step = (start["evaluations"] - summary["largest"]["evaluations"]) / summary["largest"]["skip"]
+    for one in (axis, beside):
+        one.set_xticks(skips)
+        one.set_xlabel(f"skipped steps of {protocol['steps']} ({protocol['sampler']})")
+        upper = one.secondary_xaxis("top")
+        upper.set_xticks(skips, [f"{start['evaluations'] - per_step * skip:g}" for skip in skips])
+        upper.set_xlabel("network evaluations")
     axis.legend(frameon=False)
     figure.suptitle(f"{protocol['dataset']}, {summary['n']} paired seeds", fontsize=10.5)
     table = {
