@@ -81,7 +81,7 @@ def encoder_learns(workdir: Path, attributes: Sequence[str] | None = None) -> Cl
     """Claim 1, from tables/accuracy_RUN.json."""
 
     def examine(content: dict[str, Any], path: Path) -> tuple[list[str], list[str]]:
-        known = by_attribute(content)
+        known = value(content, path, "accuracy", "attributes")
         chosen = list(attributes or (CLAIMED if set(CLAIMED) <= known.keys() else known))
         if not chosen:
             raise ValueError(f"{path} holds no attribute: run `{REMEDIES['accuracy']}` again")
@@ -103,13 +103,6 @@ def encoder_learns(workdir: Path, attributes: Sequence[str] | None = None) -> Cl
 
     title = "The trained encoder beats the untrained encoder (test accuracy, each at its own best time, paired 95 % interval)"
     return claim(title, workdir, "tables/accuracy_*.json", "accuracy", examine)
-
-
-def by_attribute(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The entries of an accuracy summary that are attributes."""
-    inner = content.get("attributes")
-    content = inner if isinstance(inner, dict) else content
-    return {name: entry for name, entry in content.items() if isinstance(entry, dict) and "chance" in entry}
 
 
 def gaussian_at_high_noise(workdir: Path) -> Claim:

@@ -32,7 +32,7 @@ from qualitative_analysis import information
 def parser() -> experiment.Parser:
     """The command line; the defaults are the published protocol's, but for the held-out rows."""
     mine = information.Mine()
-    options = experiment.Parser(__doc__)
+    options = experiment.Parser(__doc__, prog="estimate_mi.py")
     options.add_argument("store", type=Path, metavar="STORE", help="RUN/trajectories/SOURCE")
     options.add_argument("--granularity", type=int, default=10, help="k: the times i/k for i = 0..k")
     options.add_argument("--times", nargs="+", type=float, metavar="T", help="these times instead")

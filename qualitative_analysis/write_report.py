@@ -31,7 +31,7 @@ Caption = Callable[[Path, Path], str]
 
 def parser() -> experiment.Parser:
     """The command line."""
-    options = experiment.Parser(__doc__)
+    options = experiment.Parser(__doc__, prog="write_report.py")
     options.add_argument(
         "workdir",
         type=Path,
@@ -219,7 +219,9 @@ def losses(history: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def draw_losses(history: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Loss by term against images, one panel a term."""
+    """Loss by term against images, one panel a term; a figure newer than metrics.jsonl stays."""
+    if path.is_file() and path.stat().st_mtime > path.with_name("metrics.jsonl").stat().st_mtime:
+        return path
     terms = losses(history)
     history = [entry for entry in history if all(entry.get(name) is not None for name in terms)]
     figure, axes = figures.panels(1, max(1, len(terms)), width=4.4, height=2.7)
@@ -266,7 +268,7 @@ def environment(runs: Sequence[Path]) -> str:
 def accuracy_caption(path: Path, workdir: Path) -> str:
     """Accuracy against time: what is compared with what."""
     summary = path.with_suffix(".json")
-    known = claims.by_attribute(claims.read(summary, "accuracy"))
+    known = claims.value(claims.read(summary, "accuracy"), summary, "accuracy", "attributes")
     told = []
     for name, entry in known.items():
         best = [

@@ -130,3 +130,9 @@ def test_help_is_true(capsys):
         experiment.launch(estimate_mi.main, ["--help"])
     shown = capsys.readouterr().out
     assert stop.value.code == 0 and "--fit-on" in shown and "default: 3900" in shown
+
+
+@pytest.mark.parametrize("preset", ["embedded", "FashionMNIST", "smoke"])
+def test_presets_are_accepted(preset):
+    args = estimate_mi.parser().parse_args(["STORE", "--config", f"configs/study.py:{preset}"])
+    assert estimate_mi.settings_of(args).steps == args.steps < 3900
