@@ -46,8 +46,8 @@ def parser() -> experiment.Parser:
     options.add_argument("--times", nargs="+", type=float, metavar="T", help="for heads of one time (default: all i/k)")  # fmt: skip
     options.add_argument("--learning-rates", nargs="+", type=float, default=RATES, metavar="LR", help="candidates")
     options.add_argument("--epochs", type=int, default=100, help="epochs of every fit")
-    options.add_argument("--mixing-learning-rates", nargs="+", type=float, metavar="LR", help="for heads that mix (default: the same)")  # fmt: skip
-    options.add_argument("--mixing-epochs", type=int, metavar="N", help="for heads that mix (default: the same)")
+    options.add_argument("--mixing-learning-rates", nargs="+", type=float, metavar="LR", help="of heads that mix")  # fmt: skip
+    options.add_argument("--mixing-epochs", type=int, metavar="N", help="of heads that mix (default: as the others)")
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="K", help="of split, weights and order")  # fmt: skip
     options.add_argument("--validation-fraction", type=float, default=0.1, help="part of the train split held out")
     options.add_argument("--batch", type=int, default=256, help="images a step")

@@ -27,6 +27,7 @@ from diffusion_model import experiment
 from downstream_classification.mixing import HEADS
 
 WEIGHT_DECAY = 1e-5
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's own
 EVALUATION_BATCH = 1024  # images; bounds the memory of the activations of all fits
 
 
@@ -77,6 +78,27 @@ def build(head: str, dimension: int, classes: int, times: int, seed: int, **size
         return HEADS[head](dimension, classes, times, **sizes)
 
 
+class Adam:
+    """Adam with L2 weight decay on weights [F, P], each row with its own learning rate [F].
+
+    torch.optim has no learning rate a row; besides, it loads torch's compiler, which looks for a package `tabulate` at
+    exit and finds the command of that name beside this file.
+    """
+
+    def __init__(self, weights: torch.Tensor, rates: torch.Tensor, decay: float = WEIGHT_DECAY) -> None:
+        self.weights, self.rates, self.decay, self.steps = weights, rates[:, None], decay, 0
+        self.first, self.second = torch.zeros_like(weights), torch.zeros_like(weights)  # moments of the gradient
+
+    def step(self, gradient: torch.Tensor) -> None:
+        """Move the weights, in place, against this gradient [F, P]."""
+        self.steps += 1
+        gradient = gradient.add(self.weights, alpha=self.decay)
+        self.first.lerp_(gradient, 1 - BETAS[0])
+        self.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        scale = torch.sqrt(self.second).mul_((1 - BETAS[1] ** self.steps) ** -0.5).add_(EPSILON)
+        self.weights -= self.rates / (1 - BETAS[0] ** self.steps) * self.first / scale
+
+
 class Fits:
     """All fits of one head and seed: `epoch()` trains each by one epoch and keeps what validates best, `outcomes` tests.
 
@@ -105,21 +127,13 @@ class Fits:
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         start = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])  # [P]
         fits = len(self.rates) * self.views  # fit = rate * V + view
-        self.by_rate = [start.repeat(self.views, 1).requires_grad_() for _ in self.rates]  # L times [V, P]
-        self.adam = torch.optim.Adam(
-            [{"params": [weights], "lr": rate} for weights, rate in zip(self.by_rate, self.rates, strict=True)],
-            weight_decay=WEIGHT_DECAY,
-            fused=True,
-        )
+        self.weights = start.repeat(fits, 1)  # [F, P]; fit = rate * V + view
+        self.adam = Adam(self.weights, torch.tensor(self.rates, device=device).repeat_interleave(self.views))
         self.epochs = 0
 
-        self.best = self.weights()
+        self.best = self.weights.clone()
         self.best_accuracy = torch.full((fits,), -1.0, dtype=torch.float64, device=device)
         self.best_epoch = torch.zeros(fits, dtype=torch.int64, device=device)
-
-    def weights(self) -> torch.Tensor:
-        """Weights of all fits [F, P]; fit = rate * V + view."""
-        return torch.cat([weights.detach() for weights in self.by_rate])
 
     def epoch(self) -> None:
         """Train every fit on every batch once, then keep the weights of the fits that validate better than before."""
@@ -131,10 +145,9 @@ class Fits:
             for rows in self.training[order].split(self.batch):
                 if len(rows) == self.batch:
                     self._step(rows)
-        weights = self.weights()
-        accuracy = self._validate(weights)
+        accuracy = self._validate()
         better = accuracy > self.best_accuracy
-        self.best = torch.where(better[:, None], weights, self.best)
+        self.best[better] = self.weights[better]
         self.best_accuracy = torch.where(better, accuracy, self.best_accuracy)
         self.best_epoch[better] = self.epochs
 
@@ -163,11 +176,11 @@ class Fits:
             for view, rate in enumerate(chosen)
         ]
 
-    def _validate(self, weights: torch.Tensor) -> torch.Tensor:
-        """Validation accuracy [F] in float64 of weights [F, P]; -1 where they are no longer finite."""
-        logits, _ = self._evaluate(weights, self.z, self.validation)
+    def _validate(self) -> torch.Tensor:
+        """Validation accuracy [F] in float64; -1 where the weights are no longer finite."""
+        logits, _ = self._evaluate(self.weights, self.z, self.validation)
         right = logits.to(self.device).argmax(-1) == self.labels[self.validation]
-        return right.double().mean(-1).where(weights.isfinite().all(1), -1.0)
+        return right.double().mean(-1).where(self.weights.isfinite().all(1), -1.0)
 
     @torch.no_grad()
     def _evaluate(
@@ -182,15 +195,15 @@ class Fits:
         return logits, torch.cat([part.cpu() for _, part in parts], dim=1)
 
     def _step(self, rows: torch.Tensor) -> None:
-        """One step of Adam for every fit; their losses are summed, so that no fit's gradient knows of another."""
-        logits, _ = self._forward(torch.cat(self.by_rate), self._seen(self.z, rows))  # [F, B, K]
+        """One step of every fit; their losses are summed, so that no fit's gradient knows of another."""
+        weights = self.weights.detach().requires_grad_()
+        logits, _ = self._forward(weights, self._seen(self.z, rows))  # [F, B, K]
         labels = self.labels[rows].repeat(len(logits))
         loss = functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / len(rows)
-        for weights, gradient in zip(self.by_rate, torch.autograd.grad(loss, self.by_rate), strict=True):
-            if self.clip is not None:  # each fit by its own norm
-                gradient *= (self.clip / gradient.norm(dim=1, keepdim=True).clamp_min(1e-6)).clamp_max(1.0)
-            weights.grad = gradient
-        self.adam.step()
+        (gradient,) = torch.autograd.grad(loss, weights)  # [F, P]
+        if self.clip is not None:  # each fit by its own norm
+            gradient *= (self.clip / gradient.norm(dim=1, keepdim=True).clamp_min(1e-6)).clamp_max(1.0)
+        self.adam.step(gradient)
 
     def _seen(self, z: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """What each view sees of these rows: [V, B, 1, D] for heads of one time, [1, B, T, D] for heads that mix."""
