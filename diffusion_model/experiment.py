@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import ml_collections
@@ -162,13 +163,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
     FILE is looked up from here and then from the project's root. Unknown presets and fields are a UsageError.
     """
     name, _, preset = spec.partition(":")
-    path = next((base / name for base in (Path(), ROOT) if (base / name).is_file()), None)
-    if path is None:
-        known = [str(entry.relative_to(ROOT)) for entry in (ROOT / "configs").glob("*.py")]
-        raise UsageError(f"no configuration file {name}; {nearest(name, known)}")
-    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = _config_module(name)
     presets = {entry.lower(): entry for entry in module.PRESETS}
     if preset.lower() not in presets:
         raise UsageError(f"{name} has no preset {preset!r}; {nearest(preset, module.PRESETS)}")
@@ -176,6 +171,22 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
     for override in overrides:
         override_field(config, override)
     return config
+
+
+def load_presets(name: str) -> list[str]:
+    """Names of the presets of a configuration file."""
+    return list(_config_module(name).PRESETS)
+
+
+def _config_module(name: str) -> ModuleType:
+    path = next((base / name for base in (Path(), ROOT) if (base / name).is_file()), None)
+    if path is None:
+        known = [str(entry.relative_to(ROOT)) for entry in (ROOT / "configs").glob("*.py")]
+        raise UsageError(f"no configuration file {name}; {nearest(name, known)}")
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
 
 
 def override_field(config: ml_collections.ConfigDict, override: str) -> None:

@@ -39,6 +39,9 @@ def grid(granularity: int) -> list[float]:
 
 def union(granularities: Iterable[int]) -> list[float]:
     """Every distinct time of the grids asked for, sorted."""
+    granularities = list(granularities)
+    for granularity in granularities:
+        grid(granularity)  # refuses what is no granularity
     exact = {Fraction(i, k) for k in granularities if k > 1 for i in range(k + 1)}
     exact |= {Fraction(1, 2) for k in granularities if k == 1}
     return [float(time) for time in sorted(exact)]

@@ -1,0 +1,75 @@
+"""Checkpoints are complete or absent; a resumed run is checked against what it was."""
+
+import pytest
+import torch
+
+from diffusion_model import arrays, checkpoint
+
+
+def record(**config):
+    flat = {"seed": 0, "training.images": 100, "logging.every": 5, "model.mode": "none"} | config
+    return {
+        "config": flat,
+        "scaling": {"scale": [1.0], "shift": [0.0]},
+        "data": {"name": "a", "hash": "b"},
+        "shape": [1, 8, 8],
+        "std": 0.5,
+    }
+
+
+GROUPS = {"model": {"weight": torch.arange(3.0)}, "average": {"weight": torch.ones(3)}}
+
+
+def test_round_trip_and_pruning(tmp_path):
+    for step in (5, 10, 15):
+        checkpoint.save(tmp_path, step, GROUPS, keep=2, updates=step)
+    assert checkpoint.steps(tmp_path) == [10, 15]
+    groups, meta = checkpoint.read(tmp_path, 15, ["model", "average"])
+    assert meta["updates"] == 15 and torch.equal(groups["model"]["weight"], GROUPS["model"]["weight"])
+
+
+def test_what_is_half_written_is_absent_and_cleared(tmp_path):
+    checkpoint.save(tmp_path, 5, GROUPS, keep=2)
+    half = tmp_path / "checkpoints" / ".10.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "checkpoints" / "12").mkdir()  # no meta.json: not finished
+    assert checkpoint.steps(tmp_path) == [5]
+    checkpoint.save(tmp_path, 10, GROUPS, keep=2)
+    assert checkpoint.steps(tmp_path) == [5, 10] and not half.exists()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1])], ids=["truncated", "altered"]
+)
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    path = checkpoint.save(tmp_path, 5, GROUPS, keep=2) / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        ValueError, match=r"model.safetensors is missing, truncated or altered: remove .*resume from an older"
+    ):
+        checkpoint.read(tmp_path, 5, ["model"])
+
+
+def test_length_and_intervals_may_change_and_nothing_else(tmp_path):
+    checkpoint.write_run(tmp_path, record())
+    checkpoint.write_run(tmp_path, record(**{"training.images": 200, "logging.every": 7}))
+    assert checkpoint.read_run(tmp_path)["config"]["training.images"] == 200
+    with pytest.raises(ValueError, match=r"another configuration \(seed: 0 there, 1 now\): give another --workdir"):
+        checkpoint.write_run(tmp_path, record(seed=1))
+    with pytest.raises(ValueError, match=r"data: .*'hash': 'b'.* there, .*'hash': 'c'.* now"):
+        checkpoint.write_run(tmp_path, record() | {"data": {"name": "a", "hash": "c"}})
+
+
+def test_no_run_says_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no run in .*main.py --mode train"):
+        checkpoint.read_run(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": 1, "ki')
+    with pytest.raises(ValueError, match="truncated or altered"):
+        checkpoint.read_run(tmp_path)
+    arrays.write_json(tmp_path / "config.json", {"format": 1, "kind": "run"})
+    with pytest.raises(ValueError, match=r"lacks \['config', 'data', 'scaling', 'shape', 'std'\]"):
+        checkpoint.read_run(tmp_path)
+    arrays.write_json(tmp_path / "config.json", {"format": 2, "kind": "run"})
+    with pytest.raises(ValueError, match="format 2, this version reads up to 1"):
+        checkpoint.read_run(tmp_path)

@@ -1,0 +1,58 @@
+"""The encoder's sizes are the paper's, its posterior's KL is torch's, and every parameter learns."""
+
+import pytest
+import torch
+
+from diffusion_model.encoder import Encoder, Posterior, widths
+
+# Parameters of the original deterministic encoder, which carries an unused classifier (64k * 10 + 10) and one scalar.
+ORIGINAL = {
+    0: 384_405,
+    0.0625: 10_381,
+    0.125: 16_845,
+    0.25: 38_311,
+    0.5: 115_395,
+    1: 405_899,
+    2: 1_534_155,
+    4: 5_975_851,
+}
+
+
+@pytest.mark.parametrize("widen", ORIGINAL)
+def test_parameter_count_is_the_originals_without_its_unused_classifier(widen):
+    dimension = widths(widen)[-1]
+    with torch.device("meta"):
+        model = Encoder(3, widen, probabilistic=False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == ORIGINAL[widen] - (dimension * 10 + 10) - 1
+
+
+def test_probabilistic_adds_one_linear_layer():
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in Encoder(3, 2, probabilistic).parameters()) for probabilistic in (False, True)]
+    assert sizes[1] - sizes[0] == 1_567_179 - 1_534_155
+
+
+def test_kl_equals_torch_distributions():
+    mean, logvar = torch.randn(5, 4), torch.randn(5, 4)
+    mine = Posterior(mean, logvar).kl()
+    theirs = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, torch.exp(logvar / 2)), torch.distributions.Normal(0.0, 1.0)
+    ).sum(1)
+    assert torch.allclose(mine, theirs, rtol=1e-5)
+
+
+def test_the_representation_depends_on_time_and_image():
+    torch.manual_seed(0)
+    model = Encoder(3, 0.125, probabilistic=True).eval()
+    images = torch.randn(2, 3, 16, 16)
+    early, late = (model(images, torch.full((2,), time)).mean for time in (0.1, 0.9))
+    assert not torch.allclose(early, late, atol=1e-4)
+    assert not torch.allclose(early[0], early[1], atol=1e-4)
+
+
+def test_gradients_reach_every_parameter():
+    model = Encoder(1, 0.0625, probabilistic=True)
+    posterior = model(torch.randn(4, 1, 8, 8), torch.rand(4))
+    (posterior.kl().sum() + posterior.sample(torch.randn(4, 4)).sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name

@@ -1,0 +1,298 @@
+"""Training is a function of (configuration, data): batches, averages, resuming, stopping, ranks."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_model import arrays, checkpoint, experiment, main, training
+from diffusion_model.ema import Average
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "--config.training.images=160", "--config.training.batch=16", "--config.logging.every=16",
+    "--config.logging.checkpoint_every=32", "--config.logging.sample_every=100000",
+]  # fmt: skip
+
+
+def run(*argv):
+    with pytest.raises(SystemExit) as stop:
+        experiment.launch(main.main, [str(entry) for entry in argv])
+    return stop.value.code
+
+
+def train(workdir, *more, config="configs/drl.py:smoke"):
+    return run("--mode", "train", "--config", config, "--workdir", workdir, "--device", "cpu", *SMALL, *more)
+
+
+def tensors(workdir):
+    groups, _ = checkpoint.read(workdir, checkpoint.steps(workdir)[-1], ["model", "average", "optimizer"])
+    return {f"{group}.{name}": tensor for group, held in groups.items() for name, tensor in held.items()}
+
+
+def same(first, second):
+    first, second = tensors(first), tensors(second)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    before = os.environ.get("DATA")
+    os.environ["DATA"] = str(folder / "data")
+    assert train(folder / "run") == 0
+    if before is not None:
+        os.environ["DATA"] = before
+    return folder / "run"
+
+
+def test_an_epoch_shows_every_image_once():
+    steps = [training.batch_indices(0, step, 8, 24) for step in range(6)]
+    for epoch in (steps[:3], steps[3:]):
+        assert sorted(np.concatenate(epoch)) == list(range(24))
+    assert not np.array_equal(np.concatenate(steps[:3]), np.concatenate(steps[3:]))
+    across = training.batch_indices(0, 1, 16, 24)  # a batch over the end of an epoch
+    assert np.array_equal(across, np.concatenate([steps[2], steps[3]]))
+
+
+def test_the_average_is_the_closed_form():
+    """With constant decay d after the ramp: a_n = d a_(n-1) + (1 - d) w_n; of equal weights it is those weights."""
+    layer = torch.nn.BatchNorm1d(2)
+    average = Average(layer, 0.5)
+    expected = average.tensors["weight"].clone()
+    for update in range(20):
+        with torch.no_grad():
+            layer.weight.fill_(update)
+            layer.running_mean.fill_(update)
+        decay = min(0.5, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * update
+        average.update()
+    assert torch.allclose(average.tensors["weight"], expected)
+    assert "running_mean" in average.tensors and "num_batches_tracked" not in average.tensors
+
+
+def test_losses_fall_and_are_logged_by_name(whole):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert {"score", "kl", "images_per_second", "memory_mb", "seconds_left"} <= lines[0].keys()
+    assert lines[-1]["score"] < lines[0]["score"]
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA", str(whole.parent / "data"))
+    assert train(tmp_path / "run", "--config.training.images=64") == 0
+    assert checkpoint.steps(tmp_path / "run")[-1] == 4
+    assert train(tmp_path / "run") == 0
+    assert same(whole, tmp_path / "run")
+    lines = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 11))
+
+
+def test_killed_inside_a_checkpoint_write_and_resumed_equals_uninterrupted(whole, tmp_path):
+    """SIGKILL while the optimiser's file of step 6 is being written; then the same command."""
+    script = f"""
+import os, signal, sys
+from diffusion_model import arrays, experiment, main
+write = arrays.write_tensors
+def killed(path, tensors, **meta):
+    if path.parent.name == ".6.tmp" and path.name == "optimizer.safetensors":
+        path.write_bytes(b"half a file")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, tensors, **meta)
+arrays.write_tensors = killed
+import torch
+torch.set_num_threads({torch.get_num_threads()})
+experiment.launch(main.main, sys.argv[1:])
+"""
+    command = [
+        "--mode",
+        "train",
+        "--config",
+        "configs/drl.py:smoke",
+        "--workdir",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+        *SMALL,
+    ]
+    environment = os.environ | {"DATA": str(whole.parent / "data"), "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", script, *command], env=environment, cwd=ROOT, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert checkpoint.steps(tmp_path / "run") == [2, 4] and (tmp_path / "run" / "checkpoints" / ".6.tmp").exists()
+    os.environ["DATA"] = str(whole.parent / "data")
+    assert train(tmp_path / "run") == 0
+    assert same(whole, tmp_path / "run")
+
+
+def test_sigterm_writes_a_checkpoint_and_leaves_resumable(whole, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "diffusion_model.main",
+        "--mode",
+        "train",
+        "--config",
+        "configs/drl.py:smoke",
+        "--device",
+        "cpu",
+    ]
+    command += [
+        "--workdir",
+        str(tmp_path / "run"),
+        *SMALL,
+        "--config.training.images=1600000",
+        "--config.logging.checkpoint_every=1000000",
+    ]
+    environment = os.environ | {"DATA": str(whole.parent / "data"), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"run the same command" in said
+    assert len(checkpoint.steps(tmp_path / "run")) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DATA", str(whole.parent / "data"))
+    advance = training.Trainer.advance
+
+    def diverging(trainer):
+        terms = advance(trainer)
+        return {name: value * (float("nan") if trainer.step == 6 else 1) for name, value in terms.items()}
+
+    monkeypatch.setattr(training.Trainer, "advance", diverging)
+    assert train(tmp_path / "run") == 1
+    assert checkpoint.steps(tmp_path / "run") == [2, 4]
+    said = capsys.readouterr().err
+    assert (
+        "error: the loss term 'score' is not finite before step 6" in said
+        and "the last good checkpoint is step 4" in said
+    )
+
+
+def test_two_ranks_train_what_one_trains(tmp_path):
+    """Losses and weights of the score net agree to rounding (mode none, dropout 0)."""
+    data = {"DATA": str(tmp_path / "data"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [
+        "--mode",
+        "train",
+        "--config",
+        "configs/edm.py:smoke",
+        "--device",
+        "cpu",
+        *SMALL,
+        "--config.training.images=64",
+    ]
+    alone = [sys.executable, "-m", "diffusion_model.main", *arguments, "--workdir", str(tmp_path / "one")]
+    subprocess.run(alone, env=os.environ | data, cwd=ROOT, check=True, capture_output=True)
+    pair = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "diffusion_model.main",
+    ]
+    subprocess.run(
+        [*pair, *arguments, "--workdir", str(tmp_path / "two")],
+        env=os.environ | data,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    for name in one:
+        if name.startswith("model."):
+            assert torch.allclose(one[name], two[name], rtol=1e-3, atol=2e-5), name
+
+
+def test_another_configuration_is_refused_naming_the_fields(whole, capsys, monkeypatch):
+    monkeypatch.setenv("DATA", str(whole.parent / "data"))
+    assert train(whole, "--config.encoder.widen=0.125") == 1
+    assert "encoder.widen: 0.0625 there, 0.125 now" in capsys.readouterr().err
+    assert train(whole) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("--config.encoder.widn=1", "has no field 'encoder.widn'; nearest: encoder.widen"),
+        ("--config.seed=one", "expected a value of type int"),
+        ("--config.model=none", "'model' is a section"),
+        ("--config.data.augmentation=simclr", "data.augmentation 'simclr' is not known; accepted: none"),
+        ("--config.training.batch=0", "expected at least 1"),
+        ("--config.optimiser.learning_rate=-1", "expected above 0"),
+        ("--worker=3", "unknown argument --worker=3; nearest: --workdir"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, override, sentence, capsys):
+    assert train(tmp_path / "run", override) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_mode_that_does_not_exist_names_its_neighbours(tmp_path, capsys):
+    assert train(tmp_path / "run", "--config.model.mode=reg-dlr") == 1
+    assert "model.mode 'reg-dlr': nearest: reg-drl" in capsys.readouterr().err
+
+
+def test_dry_run_prints_sizes_and_writes_nothing(tmp_path, capsys):
+    assert train(tmp_path / "run", "--dry-run") == 0
+    said = capsys.readouterr().out
+    for word in ("encoder.widen", "parameters", "memory, estimated", "disk, estimated", "steps"):
+        assert word in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_are_a_function_of_the_seed_whatever_the_batch(tmp_path, monkeypatch):
+    """Start noise bit-equal, states equal to 1e-3 at batch 1 and 7, and seed 3 alone is image 3 of many."""
+    shape = (3, 16, 16)
+    together = experiment.sample_noise("start", range(7), shape)
+    for seed in range(7):
+        assert torch.equal(together[seed], experiment.sample_noise("start", [seed], shape)[0])
+    assert train(tmp_path / "run", config="configs/edm.py:smoke") == 0
+    model = checkpoint.load_score_model(tmp_path / "run")
+    levels = main.edm_levels(5)
+    states = {}
+    for batch in (1, 7):
+        pieces = []
+        for start in range(0, 7, batch):
+            *_, x = main.SAMPLERS["heun"][0](model.denoise, levels[0].float() * together[start : start + batch], levels)
+            pieces.append(x)
+        states[batch] = torch.cat(pieces)
+    assert torch.allclose(states[1], states[7], atol=1e-3)
+    assert np.array_equal(*(main.sample_images(model, seeds, "heun", levels, 4)[-1] for seeds in (range(4), [3])))
+
+
+def test_eval_and_sample_of_a_finished_run(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DATA", str(whole.parent / "data"))
+    assert run("--mode", "eval", "--workdir", whole) == 0
+    assert arrays.read_json(whole / "eval.json")["loss"].keys() == {"score", "kl"}
+    assert run("--mode", "sample", "--workdir", whole, "--n", 4, "--steps", 2) == 2
+    assert "pass --images train or --images test" in capsys.readouterr().err
+    assert run("--mode", "sample", "--workdir", whole, "--n", 4, "--steps", 2, "--images", "test") == 0
+    assert len(list((whole / "samples").glob("heun2*.npy"))) == 1
+    assert run("--mode", "eval", "--workdir", tmp_path / "nothing") == 1
+    assert "no run in" in capsys.readouterr().err
+
+
+def test_published_weights_give_the_same_model_to_half_precision(whole, tmp_path):
+    published = checkpoint.publish(whole, tmp_path / "small", command="a test")
+    assert sorted(path.name for path in published.iterdir()) == ["config.json", "weights.safetensors"]
+    small, full = checkpoint.load_score_model(published), checkpoint.load_score_model(whole)
+    assert small.step == full.step
+    for name, tensor in full.state_dict().items():
+        assert torch.allclose(small.state_dict()[name].float(), tensor.float(), rtol=1e-3, atol=1e-4), name
+    shutil.rmtree(published)
