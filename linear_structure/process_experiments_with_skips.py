@@ -210,7 +210,7 @@ def draw_distances(rows: list[dict[str, Any]], summary: dict[str, Any], path: Pa
             scale(LogFormatter(labelOnlyBase=False))
     protocol = summary["protocol"]
     axis.set_ylabel(summary["distance"])
-    beside.set_ylabel("drift from no skip: mean L2 of a sample, model space")
+    beside.set_ylabel("drift from skip 0 (mean L2, model space)")
     beside.set_yscale("log")
     skips = sorted({row["skip"] for row in rows})
     per_step = (start["evaluations"] - summary["largest"]["evaluations"]) / summary["largest"]["skip"]
