@@ -17,8 +17,8 @@ body { margin: 0 auto; max-width: 62rem; padding: 1rem; color: var(--ink); backg
 h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.4rem 0 .4rem; }
-p, figcaption, li, td, th { overflow-wrap: anywhere; }
-nav a { margin-right: .9rem; white-space: nowrap; }
+p, figcaption, li, td, th, h1, h2, h3, summary { overflow-wrap: anywhere; }
+nav a { display: inline-block; margin: .1rem .9rem .1rem 0; }
 a { color: #0b5cad; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
@@ -48,7 +48,7 @@ pre code { overflow-wrap: normal; }
   figure, .claim, tr { break-inside: avoid; }
   figure img { max-height: 20cm; width: auto; }
   .scroll { overflow: visible; max-height: none; border: 0; }
-  .scroll td, .scroll th { white-space: normal; overflow-wrap: anywhere; }
+  .scroll td, .scroll th { white-space: normal; overflow-wrap: break-word; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   thead th { position: static; }
 }

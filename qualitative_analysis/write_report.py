@@ -91,7 +91,7 @@ def compose(workdir: Path, runs: Sequence[Path], judged: Sequence[claims.Claim],
     lead = (
         f"<h1>{page.text(title)}</h1>\n<p>What {len(runs)} trained score model{'s' * (len(runs) > 1)} show: representations "
         f"at every noise time and what a classifier gains by mixing them; how linear the score is at high noise, and how "
-        f"many steps of a sampler that saves. Intervals are 95 %. Written {written}.</p>\n<nav>{links}</nav>\n"
+        f"many steps of a sampler that saves. Intervals are 95 % unless said otherwise. Written {written}.</p>\n<nav>{links}</nav>\n"
     )
     return page.document(title, lead + "".join(page.section(*part) for part in parts))
 
@@ -105,12 +105,13 @@ def claim_box(claim: claims.Claim) -> str:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Figures found by a pattern below WORKDIR, how each is captioned, and what makes them."""
+    """Figures found by a pattern below WORKDIR, how each is captioned, what makes them, and a table to show below."""
 
     title: str
     pattern: str
     caption: Caption
     command: str
+    table: Callable[[Path], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,12 @@ def show(chapter: Chapter, workdir: Path) -> str:
             where = path.relative_to(workdir)
             parts.append(f"<h3>{page.text(drawing.title)}</h3>\n")
             try:
-                caption = drawing.caption(path, workdir)
+                caption, table = drawing.caption(path, workdir), drawing.table(path) if drawing.table else ""
             except (ValueError, FileNotFoundError) as error:
                 parts.append(page.missing(f"the protocol of {where} ({error})", drawing.command))
-                caption = f"{drawing.title}."
+                caption, table = f"{drawing.title}.", ""
             parts.append(page.figure(page.image(path, f"{drawing.title}: {where}"), f"{caption} File: {where}."))
+            parts.append(table)
             parts.append(numbers(path, workdir, drawing.command))
     return "".join(parts)
 
@@ -168,12 +170,11 @@ def describe_run(run: Path, workdir: Path) -> str:
         parts += [page.figure(picture, caption), numbers(run / "loss.png", workdir, train)]
     else:
         parts.append(page.missing(f"the training history ({where}/metrics.jsonl)", train))
-    samples = sorted(run.glob("samples/*.png"), key=lambda path: (path.stat().st_mtime, path.name))
-    if samples:
-        last = samples[-1].relative_to(workdir)
-        caption = f"Samples of the averaged weights, newest grid. File: {last}."
-        parts.append(page.figure(page.image(samples[-1], f"samples of {where}", pixels=True), caption))
-    elif record["config"].get("model.mode") == "none":
+    samples = sample_grids(run)
+    for path in samples:
+        caption = f"Samples of the averaged weights. File: {path.relative_to(workdir)}."
+        parts.append(page.figure(page.image(path, f"samples of {where}", pixels=True), caption))
+    if not samples and record["config"].get("model.mode") == "none":
         sample = f"python diffusion_model/main.py --mode sample --workdir {where}"
         parts.append(page.missing(f"samples ({where}/samples)", sample))
     config = {name: json.dumps(entry) for name, entry in record["config"].items()}
@@ -181,6 +182,13 @@ def describe_run(run: Path, workdir: Path) -> str:
     shown = {"field": [*config, *rest], "value": [*config.values(), *rest.values()]}
     parts.append(page.details(f"Configuration: {where}/config.json", page.table(shown, f"configuration of {where}")))
     return "".join(parts)
+
+
+def sample_grids(run: Path) -> list[Path]:
+    """The grid of the last training step, and every grid that `--mode sample` made."""
+    grids = sorted(run.glob("samples/*.png"))
+    steps = [path for path in grids if path.name.startswith("step_")]
+    return steps[-1:] + [path for path in grids if path not in steps]
 
 
 def facts(run: Path, record: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -268,27 +276,47 @@ def environment(runs: Sequence[Path]) -> str:
 def accuracy_caption(path: Path, workdir: Path) -> str:
     """Accuracy against time: what is compared with what."""
     summary = path.with_suffix(".json")
-    known = claims.value(claims.read(summary, "accuracy"), summary, "accuracy", "attributes")
-    told = []
-    for name, entry in known.items():
-        best = [
-            "{source} {accuracy:.3f} [{low:.3f}, {high:.3f}] at t = {best_time:g}".format(
-                source=source, **entry[source]
-            )
-            for source in ("encoder", "untrained")
-            if {"accuracy", "low", "high", "best_time"} <= entry.get(source, {}).keys()
-        ]
-        best += [f"pixels {entry['pixels']['accuracy']:.3f}"] if "accuracy" in entry.get("pixels", {}) else []
-        mixed = entry.get("mixed", {}).items()
-        best += [f"mixed by the {head} {found['accuracy']:.3f}" for head, found in mixed if "accuracy" in found]
-        told.append(f"{name}: {', '.join(best)}; chance {claims.value(entry, summary, 'accuracy', 'chance'):.3f}")
+    content = claims.read(summary, "accuracy")
+    known = claims.value(content, summary, "accuracy", "attributes")
+    images = claims.value(content, summary, "accuracy", "protocol", "test_images")
+    names = ", ".join(known)
     return (
-        "Test accuracy of classifiers that see the representation at one noise time t (horizontal axis), for each attribute, "
-        "with heads that mix all times as horizontal lines, beside the untrained encoder, raw pixels and chance. Learning rate "
-        "and epoch are chosen on validation images; bands are 95 % intervals. Best single times: "
-        + ". ".join(told)
-        + "."
+        f"Test accuracy on {images} images (vertical axis) of classifiers that see the representation at one noise time t "
+        f"(horizontal axis), for {names}: trained and untrained encoder, raw pixels and chance, and heads that mix all times as "
+        "horizontal lines. Learning rate and epoch are chosen on validation images; bands span the seeds. In the table each "
+        "encoder stands at the time that validation chose, with 95 % intervals over test images; differences are paired."
     )
+
+
+def accuracy_table(path: Path) -> str:
+    """Per cent correct by attribute, with intervals: what the figure comes to."""
+    summary = path.with_suffix(".json")
+    known = claims.value(claims.read(summary, "accuracy"), summary, "accuracy", "attributes")
+    heads = list(dict.fromkeys(head for entry in known.values() for head in entry.get("mixed", {})))
+    columns: dict[str, list[str]] = {"test accuracy, %": list(known)}
+    columns["chance"] = [f"{100 * claims.value(entry, summary, 'accuracy', 'chance'):.1f}" for entry in known.values()]
+    for source in ("pixels", "untrained", "encoder"):
+        columns[source] = [percent(entry.get(source), "accuracy") for entry in known.values()]
+    columns["encoder - untrained"] = [
+        percent(entry.get("encoder_minus_untrained"), "difference", "+") for entry in known.values()
+    ]
+    for head in heads:
+        columns[f"{head}, all times"] = [
+            percent(entry.get("mixed", {}).get(head), "accuracy") for entry in known.values()
+        ]
+        columns[f"{head} - encoder"] = [
+            percent(entry.get("mixed_minus_single", {}).get(head), "difference", "+") for entry in known.values()
+        ]
+    return page.table(columns, "accuracy by attribute")
+
+
+def percent(entry: dict[str, Any] | None, name: str, sign: str = "") -> str:
+    """`72.1 [70.0, 74.2] at t = 0.3`, or nothing."""
+    if not entry or not {name, "low", "high"} <= entry.keys():
+        return ""
+    value, low, high = (f"{100 * entry[end]:{sign}.1f}" for end in (name, "low", "high"))
+    when = f" at t = {entry['best_time']:g}" if isinstance(entry.get("best_time"), float) else ""
+    return f"{value} [{low}, {high}]{when}"
 
 
 def attention_caption(path: Path, workdir: Path) -> str:
@@ -296,10 +324,8 @@ def attention_caption(path: Path, workdir: Path) -> str:
     summary = path.with_name("profile.json")
     content = arrays.read_json(summary)
     known = claims.value(content, summary, "attention", "attributes")
-    told = [
-        f"{name} looks most at t = {entry['most_attended']:g} (n = {entry['images']} test images, {len(entry['seeds'])} seeds)"
-        for name, entry in known.items()
-    ]
+    told = ", ".join(f"{name} t = {entry['most_attended']:g}" for name, entry in known.items())
+    first = next(iter(known.values()))
     what = (
         "Mean attention of the classification token for the test images of each class (vertical axis) over the noise times t "
         "(horizontal axis), one map an attribute, on one colour scale"
@@ -308,7 +334,8 @@ def attention_caption(path: Path, workdir: Path) -> str:
         "axis), mean over test images, heads and seeds; bands span the seeds, the dashed line is uniform attention"
     )
     return (
-        f"{what}. {'; '.join(told)}. Attention says where a classifier looks, not what it would lose without that time."
+        f"{what}; {first['images']} test images, {len(first['seeds'])} seeds. Most attended: {told}. Attention says where a "
+        "classifier looks, not what it would lose without that time."
     )
 
 
@@ -368,13 +395,13 @@ CLASSIFY = "python downstream_classification/classify.py RUN/trajectories/SOURCE
 PROFILE, INFORMATION, SCORES, SWEEP = (
     claims.REMEDIES[name] for name in ("attention", "information", "scores", "sweep")
 )
-# title, where its figures are, what writes their caption, what makes them
 ACCURACY_DRAWINGS = (
     Drawing(
         "Accuracy against noise time",
         "tables/accuracy_*.png",
         accuracy_caption,
         f"{CLASSIFY}, then {claims.REMEDIES['accuracy']}",
+        accuracy_table,
     ),
 )
 ATTENTION_DRAWINGS = (

@@ -21,10 +21,16 @@ def difference(low=0.1):
 def accuracy_summary(**changes):
     """What tabulate.py writes, for two claimed attributes and one more."""
     one = {"accuracy": 0.8, "low": 0.75, "high": 0.85, "best_time": 0.3}
-    entry = {"chance": 0.1, "encoder": one, "untrained": one, "pixels": one, "mixed": {"transformer": {"accuracy": 0.9}},
+    entry = {"chance": 0.1, "encoder": one, "untrained": one, "pixels": one, "mixed": {"transformer": one},
+             "mixed_minus_single": {"transformer": difference(-0.1)},
              "encoder_minus_untrained": difference()}  # fmt: skip
     attributes = {name: entry | changes.get(name, {}) for name in ("foreground", "location", "shape")}
-    return {"kind": "accuracy summary", "attributes": attributes, "command": "python tabulate.py runs/drl"}
+    return {
+        "kind": "accuracy summary",
+        "attributes": attributes,
+        "protocol": {"test_images": 600},
+        "command": "python tabulate.py runs/drl",
+    }
 
 
 def scores_summary(gaussian=(0.9, 0.5, 0.3, 0.1, 0.02, 0.001)):
@@ -87,7 +93,8 @@ def template(tmp_path_factory):
     for name in ("distance", "samples"):
         draw(edm / "sweeps" / "default" / name)
     arrays.write_json(edm / "sweeps" / "default" / "summary.json", sweep_summary())
-    draw(edm / "samples" / "step_3")
+    for name in ("step_00000002", "step_00000010", "heun"):
+        draw(edm / "samples" / name)
     for name in ("profile", "profile_classes"):
         draw(drl / "attention" / name)
     attention = {"shape": {"most_attended": 0.3, "images": 30, "seeds": [0, 1]}}
@@ -146,7 +153,7 @@ def test_one_page_that_needs_nothing_else(study):
     assert not {"script", "link", "iframe"} & {tag for tag, _ in reader.tags}
     assert not re.search(r"https?://|url\(|@import", content)
     images = reader.all("img")
-    assert len(images) == 11 and all(
+    assert len(images) == 12 and all(
         entry["src"].startswith("data:image/png;base64,") and entry["alt"] for entry in images
     )
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in reader.all("meta")
@@ -156,9 +163,15 @@ def test_one_page_that_needs_nothing_else(study):
     assert content.count('<div class="scroll"') == content.count("<table>") > 10
     text = "".join(reader.text)
     assert "Missing:" not in text and "123,456" in text and "0.1235" in text
+    assert "80.0 [75.0, 85.0] at t = 0.3" in text and "-5.0 [-10.0, +0.0]" in text  # with losses as with gains
     assert "python estimate_mi.py <runs>" in text  # escaped, and read back as it was
     assert (study / "runs" / "edm" / "loss.png").is_file()
     assert figures.read_table(study / "runs" / "edm" / "loss.csv")["images"] == ["64", "128", "192"]
+
+
+def test_the_last_grid_of_the_training_and_every_other_is_shown(study):
+    shown = [path.stem for path in write_report.sample_grids(study / "runs" / "edm")]
+    assert shown == ["step_00000010", "heun"]
 
 
 def test_recorded_commands_come_first(study):
