@@ -241,7 +241,7 @@ def draw(scores: Sequence[Score], attributes: Sequence[str], head: str, path: Pa
     for axis in list(axes.flat)[len(attributes) :]:
         axis.set_axis_off()
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", frameon=False, ncols=min(3, len(labels)))
+    figure.legend(handles, labels, loc="outside upper center", frameon=False, ncols=columns)
     figures.save(figure, path, table, pdf)
 
 
