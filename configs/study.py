@@ -15,6 +15,13 @@ ESTIMATE_MI = {
     "smoke":                 (2,          (0,),         16,    20,    32,          2e-3,          10),
 }  # fmt: skip
 
+# classify                   rates         epochs  rates of heads that mix, epochs  seeds      batch  dropout  mlp  transformer, inner
+CLASSIFY = {
+    "embedded":              ((3e-3, 1e-2),   12,  (3e-3,),        12,             (0, 1),       64,     0.1,  128,      32,     64),
+    "FashionMNIST":          ((1e-3, 3e-3),   10,  (1e-3,),         8,             (0, 1),      256,    0.25,  256,      64,    128),
+    "smoke":                 ((3e-3,),         1,  (3e-3,),         1,             (0,),        128,     0.1,   16,      16,     16),
+}  # fmt: skip
+
 # train_features             images     width
 TRAIN_FEATURES = {
     "embedded":              (40_000,      16),
@@ -47,11 +54,27 @@ WRITE_REPORT = {
 def get_config(preset: str) -> ConfigDict:
     """The sections of one study."""
     granularity, seeds, width, steps, batch, learning_rate, check_every = ESTIMATE_MI[preset]
+    rates, epochs, mixing_rates, mixing_epochs, classify_seeds, classify_batch, dropout, *widths = CLASSIFY[preset]
     images, features_width = TRAIN_FEATURES[preset]
     n, solver_steps, skips, other_skips, samples = SWEEP_SKIPS[preset]
     compared, levels = COMPARE_SCORES[preset]
     return ConfigDict(
         {
+            "classify": {
+                "heads": ("mlp", "transformer"),
+                "granularity": granularity,
+                "learning_rates": rates,
+                "epochs": epochs,
+                "mixing_learning_rates": mixing_rates,
+                "mixing_epochs": mixing_epochs,
+                "seeds": classify_seeds,
+                "batch": classify_batch,
+                "dropout": dropout,
+                "mlp_width": widths[0],
+                "transformer_width": widths[1],
+                "transformer_feedforward": widths[2],
+            },
+            "tabulate": {"head": "mlp"},
             "train_features": {"images": images, "width": features_width},
             "get_parameters": {"split": "train"},
             "sweep_skips": {

@@ -38,7 +38,7 @@ TOGETHER = 128  # fits that run as one; 128 x 256 images x 512 units are 64 MiB 
 
 def parser() -> experiment.Parser:
     """The command line."""
-    options = experiment.Parser(__doc__)
+    options = experiment.Parser(__doc__, prog="classify.py")
     options.add_argument("store", type=Path, metavar="STORE", help="RUN/trajectories/SOURCE")
     options.add_argument("--heads", nargs="+", choices=HEADS, default=["mlp", "transformer"], help="heads to fit")
     options.add_argument("--attributes", nargs="+", metavar="A", help="label columns (default: all of the store)")

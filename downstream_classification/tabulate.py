@@ -57,7 +57,7 @@ class Score:
 
 def parser() -> experiment.Parser:
     """The command line."""
-    options = experiment.Parser(__doc__)
+    options = experiment.Parser(__doc__, prog="tabulate.py")
     options.add_argument("run", type=Path, metavar="RUN", help="run folder with classify/")
     options.add_argument("--out", type=Path, default=Path("tables"), metavar="DIR", help="folder to write to")
     options.add_argument("--head", default="mlp", help="head of one time to compare by")

@@ -151,7 +151,7 @@ def test_the_split_is_stratified_disjoint_and_by_seed():
 
 
 def test_a_split_that_leaves_nothing_is_a_sentence():
-    with pytest.raises(ValueError, match="a validation fraction of 0.01 leaves 20 of 20 images to train on and 0"):
+    with pytest.raises(ValueError, match=r"a validation fraction of 0\.01 leaves 20 of 20 images to train on and 0"):
         fitting.split(np.zeros(20, int), 0.01, seed=0)
 
 

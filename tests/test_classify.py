@@ -1,0 +1,218 @@
+"""classify.py: cells and attention on disk, resuming, and one sentence for each mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_model import arrays, experiment, results, trajectories
+from downstream_classification import classify
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--granularity", "2", "--learning-rates", "1e-2", "3e-2", "--epochs", "2", "--seeds", "0", "1", "--batch", "16",
+         "--mlp-width", "8", "--transformer-width", "8", "--transformer-feedforward", "8", "--device", "cpu"]  # fmt: skip
+ATTRIBUTES = {"colour": 3, "shape": 2}
+
+
+def write_store(run, source="encoder", times=(0.0, 0.5, 1.0), counts=(120, 60), dimension=4, change=None):
+    """A store whose features tell the colour at every time; `change(z, labels)` edits a split before it is written."""
+    for split, count in zip(("train", "test"), counts, strict=True):
+        random = np.random.default_rng([count, len(source)])
+        labels = np.stack([random.integers(0, classes, count) for classes in ATTRIBUTES.values()], axis=1)
+        z = random.normal(size=(count, len(times), dimension)).astype(np.float32)
+        z[:, :, :3] += 4 * np.eye(3, dtype=np.float32)[labels[:, 0]][:, None]
+        if change:
+            z, labels = change(z, labels)
+        writer = trajectories.Writer(run / "trajectories" / source / split, times, labels, ATTRIBUTES, dimension)
+        for index, time in enumerate(times):
+            writer.write(time, np.ascontiguousarray(z[:, index]))
+    return run / "trajectories" / source
+
+
+def fails(capsys, *argv, status=1):
+    """The sentence on stderr of a command that exits with this status."""
+    with pytest.raises(SystemExit) as stop:
+        experiment.launch(classify.main, [str(word) for word in argv])
+    told = capsys.readouterr().err
+    assert stop.value.code == status, told
+    assert told.startswith("error: ") and told.count("\n") == 1, told
+    return told
+
+
+def test_cells_and_attention_are_written_as_agreed(tmp_path):
+    store = write_store(tmp_path / "run")
+    assert classify.main([str(store), *SMALL]) == 0
+    cells = results.read_cells(tmp_path / "run" / "classify")
+    assert len(cells) == 2 * 2 * (3 + 1)  # attributes, seeds, times and all
+    root = tmp_path / "run" / "classify" / "source=encoder" / "attribute=colour"
+    assert (root / "head=mlp" / "times=0.5" / "seed=1.json").is_file()
+    mixed = results.read_cell(root / "head=transformer" / "times=all2" / "seed=0.json")
+    for cell in (*cells, mixed):
+        hits = np.unpackbits(np.frombuffer(bytes.fromhex(cell.value["correct"]), np.uint8), count=cell.value["count"])
+        assert hits.mean() == pytest.approx(cell.value["test"]) and cell.value["count"] == 60
+        assert cell.protocol["chance"] == pytest.approx(1 / cell.protocol["classes"])
+        assert 0 <= cell.value["validation"] <= 1 and cell.value["learning_rate"] in (1e-2, 3e-2)
+    test = trajectories.Trajectories(store / "test")
+    held, meta = arrays.read_folder(tmp_path / "run/attention/source=encoder/attribute=colour/seed=0", "attention")
+    assert held["attention"].shape == (60, 4, 3) and meta["times"] == [0.0, 0.5, 1.0]
+    np.testing.assert_allclose(held["attention"].sum(-1), 1, atol=1e-5)
+    assert np.array_equal(held["labels"], test.label("colour"))
+    assert (meta["attribute"], meta["classes"], meta["head"]) == ("colour", 3, "transformer")
+    easy = results.read_cell(root / "head=mlp" / "times=0" / "seed=0.json")
+    assert easy.value["test"] > 0.8 and easy.protocol["majority"] < 0.6
+
+
+def test_resuming_fills_what_is_missing_with_what_was_there(tmp_path, capsys):
+    store = write_store(tmp_path / "run")
+    command = [str(store), *SMALL]
+    classify.main(command)
+    cells = sorted((tmp_path / "run" / "classify").rglob("*.json"))
+    before = {path: (path.stat().st_mtime_ns, path.read_text()) for path in cells}
+    classify.main(command)
+    assert "0 groups to do" in capsys.readouterr().out
+    one = tmp_path / "run/classify/source=encoder/attribute=shape/head=mlp/times=0.5/seed=1.json"
+    mixed = tmp_path / "run/classify/source=encoder/attribute=shape/head=transformer/times=all2/seed=0.json"
+    one.unlink()
+    mixed.unlink()
+    (tmp_path / "run/attention/source=encoder/attribute=colour/seed=1/meta.json").unlink()
+    classify.main(command)
+    assert "3 groups to do" in capsys.readouterr().out
+    for path, (written, text) in before.items():
+        assert path.read_text() == text
+        assert (path.stat().st_mtime_ns == written) or path in (one, mixed) or "all2" in str(path)
+    assert arrays.is_finished(tmp_path / "run/attention/source=encoder/attribute=colour/seed=1")
+
+
+def test_more_seeds_leave_the_old_cells(tmp_path):
+    store = write_store(tmp_path / "run")
+    classify.main([str(store), *SMALL, "--heads", "mlp"])
+    classify.main([str(store), *SMALL, "--heads", "mlp", "--seeds", "0", "1", "2"])
+    assert len(results.read_cells(tmp_path / "run" / "classify")) == 2 * 3 * 3
+
+
+def test_times_apart_from_the_granularity_and_the_linear_head(tmp_path):
+    store = write_store(tmp_path / "run", times=(0.0, 0.25, 0.5, 1.0))
+    classify.main([str(store), *SMALL, "--heads", "linear", "--times", "0.25", "--attributes", "colour"])
+    keys = [cell.key for cell in results.read_cells(tmp_path / "run" / "classify")]
+    assert [key["times"] for key in keys] == [0.25, 0.25] and {key["head"] for key in keys} == {"linear"}
+
+
+def test_a_store_of_one_time_gets_the_heads_of_one_time(tmp_path, capsys):
+    store = write_store(tmp_path / "run", "pixels", times=(0.0,))
+    classify.main([str(store), *SMALL])
+    assert "transformer left out" in capsys.readouterr().out
+    assert {cell.key["head"] for cell in results.read_cells(tmp_path / "run" / "classify")} == {"mlp"}
+    assert not (tmp_path / "run" / "attention").exists()
+
+
+def test_the_command_line_itself_is_quiet_and_the_compiler_stays_out(tmp_path):
+    """Run by path, this folder comes first on Python's path, where torch's compiler would take tabulate.py for a package."""
+    store = write_store(tmp_path / "run")
+    command = [sys.executable, str(ROOT / "downstream_classification" / "classify.py"), str(store), *SMALL]
+    done = subprocess.run([*command, "--seeds", "0"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "colour             transformer  all2" in done.stdout
+
+
+def test_another_protocol_or_another_store_is_refused(tmp_path, capsys):
+    store = write_store(tmp_path / "run")
+    classify.main([str(store), *SMALL, "--heads", "mlp"])
+    told = fails(capsys, store, *SMALL, "--heads", "mlp", "--epochs", "3")
+    assert "another protocol (epochs: 2 there, 3 now)" in told and "remove" in told
+    other = write_store(tmp_path / "other", change=lambda z, labels: (z + 1, labels))
+    (tmp_path / "run" / "trajectories").rename(tmp_path / "old")
+    (other.parent).rename(tmp_path / "run" / "trajectories")
+    assert "another protocol (store: " in fails(capsys, store, *SMALL, "--heads", "mlp")
+
+
+def test_what_is_not_there_is_named(tmp_path, capsys):
+    store = write_store(tmp_path / "run")
+    assert "no attribute 'size'" in (told := fails(capsys, store, *SMALL, "--attributes", "size"))
+    assert "colour, shape" in told
+    assert "time 0.1 is not stored" in (told := fails(capsys, store, "--granularity", "10"))
+    assert "stored: 0, 0.5, 1" in told
+    assert "time 0.3 is not stored" in fails(capsys, store, *SMALL, "--times", "0.3")
+    assert "representations.py" in fails(capsys, tmp_path / "run" / "trajectories" / "untrained", *SMALL)
+    told = fails(capsys, tmp_path / "run", *SMALL, status=2)
+    assert "expected RUN/trajectories/SOURCE; its stores: encoder" in told
+
+
+@pytest.mark.parametrize(("option", "words"), [
+    (("--heads", "mpl"), "'mpl' is not known; nearest: mlp"),
+    (("--epochs", "0"), "--epochs 0: expected at least 1"),
+    (("--mixing-epochs", "0"), "--mixing-epochs 0: expected at least 1"),
+    (("--validation-fraction", "1.5"), "--validation-fraction 1.5: expected between 0 and 1"),
+    (("--learning-rates", "-1"), "--learning-rates -1: expected above 0"),
+    (("--mixing-learning-rates", "0"), "--mixing-learning-rates 0: expected above 0"),
+    (("--dropout", "1"), "--dropout 1: expected at least 0 and below 1"),
+    (("--transformer-width", "10"), "--transformer-width 10: expected a multiple of its 4 heads"),
+    (("--granularity", "0"), "--granularity 0: expected at least 1"),
+    (("--sed", "0"), "unknown argument --sed; nearest: --seeds"),
+])  # fmt: skip
+def test_a_wrong_option_or_value_is_a_sentence_with_status_2(tmp_path, capsys, option, words):
+    assert words in fails(capsys, tmp_path, *option, status=2)
+
+
+def test_a_store_that_cannot_be_classified_is_refused(tmp_path, capsys):
+    one_class = write_store(tmp_path / "a", change=lambda z, labels: (z, labels * [1, 0]))
+    assert "'shape' has one class only" in fails(capsys, one_class, *SMALL)
+    outside = write_store(tmp_path / "b", change=lambda z, labels: (z, labels + np.array([1, 0])))
+    assert "run from 1 to 3, expected 0 to 2" in fails(capsys, outside, *SMALL)
+    few = write_store(tmp_path / "c", counts=(2, 60), change=lambda z, labels: (z, np.eye(len(labels), 2, dtype=int)))
+    assert "2 images, fewer than the 3 classes of 'colour'" in fails(capsys, few, *SMALL)
+    tiny = write_store(
+        tmp_path / "d", counts=(4, 60), change=lambda z, labels: (z, np.arange(2 * len(z)).reshape(-1, 2) // 2 % 2)
+    )
+    assert "a validation fraction of 0.1 leaves 4 of 4 images" in fails(capsys, tiny, *SMALL, "--attributes", "shape")
+
+
+def test_a_damaged_or_unfinished_store_is_refused(tmp_path, capsys):
+    store = write_store(tmp_path / "a")
+    path = store / "test" / "z_0.50000000.npy"
+    path.write_bytes(path.read_bytes()[:-8] + b"\0" * 8)
+    assert "was altered" in fails(capsys, store, *SMALL)
+
+    store = write_store(tmp_path / "b")
+    labels = np.array(trajectories.Trajectories(store / "train").labels)
+    trajectories.Writer(store / "train", (0.0, 0.1, 0.5, 1.0), labels, ATTRIBUTES, 4)
+    assert "still being written" in fails(capsys, store, *SMALL)
+
+    store = write_store(tmp_path / "c")
+    train = trajectories.Trajectories(store / "train")
+    z = np.array(train.at(0.5))
+    z[3, 2] = np.nan
+    np.save(store / "train" / "z_0.50000000.npy", z)
+    meta = arrays.read_json(store / "train" / "meta.json")
+    meta["stored"]["0.50000000"]["crc32"] = arrays.file_checksum(store / "train" / "z_0.50000000.npy")
+    arrays.write_json(store / "train" / "meta.json", meta)
+    assert "not finite" in fails(capsys, store, *SMALL)
+
+
+def test_train_and_test_must_be_of_one_kind(tmp_path, capsys):
+    store = write_store(tmp_path / "a")
+    other = write_store(tmp_path / "b", dimension=5)
+    (store / "test").rename(tmp_path / "aside")
+    (other / "test").rename(store / "test")
+    assert "train and test differ in dimension (4 and 5)" in fails(capsys, store, *SMALL)
+
+
+def test_a_fit_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys):
+    def overflow(z, labels):
+        z[:, 1] = 3e38
+        return z, labels
+
+    store = write_store(tmp_path / "run", change=overflow)
+    command = [str(store), *SMALL, "--heads", "mlp", "--no-standardise", "--seeds", "0", "--attributes", "colour"]
+    assert classify.main(command) == 1
+    assert "times=0.5/seed=0.json: every learning rate diverged" in capsys.readouterr().err
+    assert [cell.key["times"] for cell in results.read_cells(tmp_path / "run" / "classify")] == [0.0, 1.0]
+
+
+def test_help_is_true(capsys):
+    with pytest.raises(SystemExit) as stop:
+        experiment.launch(classify.main, ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("--heads", "--granularity", "--no-standardise", "default: 256"))
