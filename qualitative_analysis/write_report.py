@@ -164,7 +164,7 @@ def describe_run(run: Path, workdir: Path) -> str:
         terms = ", ".join(losses(history))
         picture = page.image(draw_losses(history, run / "loss.png"), f"loss of {where}")
         caption = (
-            f"Training loss by term ({terms}) against images seen, each point the mean since the one before it; "
+            f"Training loss by term ({terms}) against images seen, each point the mean since the one before it. "
             f"File: {where}/loss.png."
         )
         parts += [page.figure(picture, caption), numbers(run / "loss.png", workdir, train)]
@@ -297,6 +297,7 @@ def accuracy_table(path: Path) -> str:
     columns["chance"] = [f"{100 * claims.value(entry, summary, 'accuracy', 'chance'):.1f}" for entry in known.values()]
     for source in ("pixels", "untrained", "encoder"):
         columns[source] = [percent(entry.get(source), "accuracy") for entry in known.values()]
+    columns["pixels"] = [entry.partition(" at t")[0] for entry in columns["pixels"]]  # they know no time
     columns["encoder - untrained"] = [
         percent(entry.get("encoder_minus_untrained"), "difference", "+") for entry in known.values()
     ]
@@ -315,7 +316,7 @@ def percent(entry: dict[str, Any] | None, name: str, sign: str = "") -> str:
     if not entry or not {name, "low", "high"} <= entry.keys():
         return ""
     value, low, high = (f"{100 * entry[end]:{sign}.1f}" for end in (name, "low", "high"))
-    when = f" at t = {entry['best_time']:g}" if isinstance(entry.get("best_time"), float) else ""
+    when = f" at t = {entry['best_time']:g}" if entry.get("best_time") is not None else ""
     return f"{value} [{low}, {high}]{when}"
 
 
@@ -372,7 +373,8 @@ def sweep_caption(path: Path, workdir: Path) -> str:
         f"{get('distance')} to the data (vertical axis) against the number of first {protocol.get('sampler', 'sampler')} steps "
         f"replaced by one closed-form jump (horizontal axis; network evaluations on top), n = {get('n')} samples from paired seeds, "
         f"features: {get('features')}; bands are 95 % intervals over blocks of seeds. Recommended: skip {chosen['skip']} of "
-        f"{protocol.get('steps', '?')} steps, the largest whose upper paired bound lies within {get('margin'):.1%} of no skip.{real}"
+        f"{protocol.get('steps', '?')} steps, the largest whose upper paired bound lies within {get('margin'):.1%} of no skip.{real} "
+        "On the right, how far a sample moves from the one without skipping."
     )
 
 
