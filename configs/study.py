@@ -74,6 +74,7 @@ def get_config(preset: str) -> ConfigDict:
                 "transformer_width": widths[1],
                 "transformer_feedforward": widths[2],
             },
+            "representations": {"granularities": (granularity,), "sources": ("encoder", "untrained", "pixels")},
             "tabulate": {"head": "mlp"},
             "train_features": {"images": images, "width": features_width},
             "get_parameters": {"split": "train"},

@@ -58,10 +58,11 @@ class UNet(nn.Module):
 
         self.bottleneck = (current, size)
         if code_width:
+            area = current * size * size
             self.code_map = nn.Sequential(
-                initialise(nn.Linear(embedding, embedding)), nn.SiLU(),
-                initialise(nn.Linear(embedding, embedding)), nn.SiLU(),
-                initialise(nn.Linear(embedding, current * size * size)),
+                initialise(nn.Linear(embedding, area)), nn.SiLU(),
+                initialise(nn.Linear(area, area)), nn.SiLU(),
+                initialise(nn.Linear(area, area)),
             )  # fmt: skip
         self.middle_block0 = ResBlock(current * (2 if code_width else 1), current, embedding, dropout)
         self.middle_attention = Attention(current)
