@@ -15,11 +15,11 @@ ESTIMATE_MI = {
     "smoke":                 (2,          (0,),         16,    20,    32,          2e-3,          10),
 }  # fmt: skip
 
-# classify                   rates         epochs  rates of heads that mix, epochs  seeds      batch  dropout  mlp  transformer, inner
+# classify                   rates        epochs  seeds   of heads that mix: rates, epochs, seeds  batch  dropout  mlp  transformer, inner
 CLASSIFY = {
-    "embedded":              ((3e-3, 1e-2),   12,  (3e-3,),        12,             (0, 1),       64,     0.1,  128,      32,     64),
-    "FashionMNIST":          ((1e-3, 3e-3),   10,  (1e-3,),         8,             (0, 1),      256,    0.25,  256,      64,    128),
-    "smoke":                 ((3e-3,),         1,  (3e-3,),         1,             (0,),        128,     0.1,   16,      16,     16),
+    "embedded":              ((3e-3, 1e-2),    6, (0, 1),       (3e-3,),         18,     (0,),           64,    0.0,  128,      32,     64),
+    "FashionMNIST":          ((1e-3, 3e-3),   10, (0, 1),       (1e-3,),          8,     (0, 1),        256,   0.25,  256,      64,    128),
+    "smoke":                 ((3e-3,),         1, (0,),         (3e-3,),          1,     (0,),          128,    0.0,   16,      16,     16),
 }  # fmt: skip
 
 # train_features             images     width
@@ -54,7 +54,7 @@ WRITE_REPORT = {
 def get_config(preset: str) -> ConfigDict:
     """The sections of one study."""
     granularity, seeds, width, steps, batch, learning_rate, check_every = ESTIMATE_MI[preset]
-    rates, epochs, mixing_rates, mixing_epochs, classify_seeds, classify_batch, dropout, *widths = CLASSIFY[preset]
+    rates, epochs, fits, mixing_rates, mixing_epochs, mixing_fits, images_a_step, dropout, *widths = CLASSIFY[preset]
     images, features_width = TRAIN_FEATURES[preset]
     n, solver_steps, skips, other_skips, samples = SWEEP_SKIPS[preset]
     compared, levels = COMPARE_SCORES[preset]
@@ -67,8 +67,9 @@ def get_config(preset: str) -> ConfigDict:
                 "epochs": epochs,
                 "mixing_learning_rates": mixing_rates,
                 "mixing_epochs": mixing_epochs,
-                "seeds": classify_seeds,
-                "batch": classify_batch,
+                "mixing_seeds": mixing_fits,
+                "seeds": fits,
+                "batch": images_a_step,
                 "dropout": dropout,
                 "mlp_width": widths[0],
                 "transformer_width": widths[1],

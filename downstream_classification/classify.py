@@ -6,6 +6,8 @@ a head that mixes (transformer) once on all of them; a store of a single time ge
 the train split is held out; its accuracy alone picks the learning rate and the epoch, for each seed by itself; the test
 split is seen once.
 
+Heads that mix cost several times as much; --mixing-learning-rates, --mixing-epochs and --mixing-seeds set their own.
+
 The features of every source are standardised by the mean and deviation of the images trained on, unless
 --no-standardise is given: an untrained encoder's or raw pixels' features differ in scale from a trained encoder's, and
 with equal learning rates a comparison would measure that scale. The published protocol does not standardise.
@@ -49,6 +51,7 @@ def parser() -> experiment.Parser:
     options.add_argument("--mixing-learning-rates", nargs="+", type=float, metavar="LR", help="of heads that mix")  # fmt: skip
     options.add_argument("--mixing-epochs", type=int, metavar="N", help="of heads that mix (default: as the others)")
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="K", help="of split, weights and order")  # fmt: skip
+    options.add_argument("--mixing-seeds", nargs="+", type=int, metavar="K", help="of heads that mix (default: as the others)")  # fmt: skip
     options.add_argument("--validation-fraction", type=float, default=0.1, help="part of the train split held out")
     options.add_argument("--batch", type=int, default=256, help="images a step")
     options.add_argument("--dropout", type=float, default=0.25, help="of every head but linear")
@@ -186,7 +189,10 @@ def plan(args: argparse.Namespace, store: Store, attributes: Sequence[str]) -> l
         single = args.times or mixed
     mixed, single = ([store.train.nearest(time) for time in times] for times in (mixed, single))
     groups = []
-    for seed, attribute, head in itertools.product(args.seeds, attributes, args.heads):
+    seeds = list(dict.fromkeys([*args.seeds, *(args.mixing_seeds or [])]))
+    for seed, attribute, head in itertools.product(seeds, attributes, args.heads):
+        if seed not in ((HEADS[head].mixes and args.mixing_seeds) or args.seeds):
+            continue
         fixed = {"source": store.source, "attribute": attribute, "head": head}
         if not HEADS[head].mixes:
             together = max(1, TOGETHER // len(schedule(args, head)[0]))

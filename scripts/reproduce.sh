@@ -73,7 +73,7 @@ stage    train-drl        diffusion_model/main.py --mode train --config "configs
 analysis features         diffusion_model/train_features.py "$data"
 analysis representations  diffusion_model/representations.py "$drl"
 analysis classify         downstream_classification/classify.py "$drl/trajectories/encoder"
-analysis classify-untrained downstream_classification/classify.py "$drl/trajectories/untrained"
+analysis classify-untrained downstream_classification/classify.py "$drl/trajectories/untrained" --heads mlp
 analysis classify-pixels  downstream_classification/classify.py "$drl/trajectories/pixels"
 analysis tabulate         downstream_classification/tabulate.py "$drl"
 analysis information      qualitative_analysis/estimate_mi.py "$drl/trajectories/encoder"

@@ -92,6 +92,15 @@ def test_more_seeds_leave_the_old_cells(tmp_path):
     assert len(results.read_cells(tmp_path / "run" / "classify")) == 2 * 3 * 3
 
 
+def test_heads_that_mix_have_rates_epochs_and_seeds_of_their_own(tmp_path):
+    store = write_store(tmp_path / "run")
+    own = ["--mixing-learning-rates", "3e-3", "--mixing-epochs", "1", "--mixing-seeds", "5"]
+    classify.main([str(store), *SMALL, "--attributes", "colour", *own])
+    cells = results.read_cells(tmp_path / "run" / "classify")
+    found = {(cell.key["head"], cell.key["seed"], cell.protocol["epochs"], *cell.protocol["learning_rates"]) for cell in cells}  # fmt: skip
+    assert found == {("mlp", 0, 2, 1e-2, 3e-2), ("mlp", 1, 2, 1e-2, 3e-2), ("transformer", 5, 1, 3e-3)}
+
+
 def test_times_apart_from_the_granularity_and_the_linear_head(tmp_path):
     store = write_store(tmp_path / "run", times=(0.0, 0.25, 0.5, 1.0))
     classify.main([str(store), *SMALL, "--heads", "linear", "--times", "0.25", "--attributes", "colour"])
