@@ -11,7 +11,7 @@ PRESETS = ("embedded", "FashionMNIST", "smoke")
 # estimate_mi                granularity  seeds      width  steps  batch  learning_rate  check_every
 ESTIMATE_MI = {
     "embedded":              (10,         (0, 1),       64,   300,   128,          2e-3,          50),
-    "FashionMNIST":          (10,         (0, 1),      128,   800,   256,          1e-3,          50),
+    "FashionMNIST":          (5,          (0, 1),      128,   800,   256,          1e-3,          50),
     "smoke":                 (2,          (0,),         16,    20,    32,          2e-3,          10),
 }  # fmt: skip
 
@@ -20,6 +20,13 @@ CLASSIFY = {
     "embedded":              ((3e-3, 1e-2),    6, (0, 1),       (3e-3,),         18,     (0,),           64,    0.0,  128,      32,     64),
     "FashionMNIST":          ((1e-3, 3e-3),   10, (0, 1),       (1e-3,),          8,     (0, 1),        256,   0.25,  256,      64,    128),
     "smoke":                 ((3e-3,),         1, (0,),         (3e-3,),          1,     (0,),          128,    0.0,   16,      16,     16),
+}  # fmt: skip
+
+# representations            images of each split that are encoded
+LIMIT = {
+    "embedded":              None,
+    "FashionMNIST":          20_000,
+    "smoke":                 None,
 }  # fmt: skip
 
 # train_features             images     width
@@ -32,7 +39,7 @@ TRAIN_FEATURES = {
 # sweep_skips                n     steps  skips                                  other_skips     batch
 SWEEP_SKIPS = {
     "embedded":              (500,    18, (0, 3, 5, 6, 8, 10, 12),               (8, 10, 12),      125),
-    "FashionMNIST":          (1000,   18, (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12),   (4, 6, 8, 10, 12), 125),
+    "FashionMNIST":          (1000,   18, (0, 2, 4, 5, 6, 8, 10),                (6, 10),                  125),
     "smoke":                 (40,      4, (0, 1, 3),                             (1,),             40),
 }  # fmt: skip
 
@@ -75,7 +82,11 @@ def get_config(preset: str) -> ConfigDict:
                 "transformer_width": widths[1],
                 "transformer_feedforward": widths[2],
             },
-            "representations": {"granularities": (granularity,), "sources": ("encoder", "untrained", "pixels")},
+            "representations": {
+                "granularities": (granularity,),
+                "sources": ("encoder", "untrained", "pixels"),
+                "limit": LIMIT[preset],
+            },
             "tabulate": {"head": "mlp"},
             "train_features": {"images": images, "width": features_width},
             "get_parameters": {"split": "train"},

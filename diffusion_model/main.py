@@ -4,10 +4,12 @@
     python diffusion_model/main.py --mode train --config configs/drl.py:cifar10 --workdir runs/a --config.seed=1
     python diffusion_model/main.py --mode eval --workdir runs/a
     python diffusion_model/main.py --mode sample --workdir runs/edm-synthetic16 --n 64
+    python diffusion_model/main.py --mode publish --workdir runs/a --out docs/runs/a
 
 train writes config.json, env.json, log.txt, metrics.jsonl, checkpoints/STEP/ and samples/ below the workdir; the same
 command again resumes from the newest checkpoint. eval writes eval.json: the loss terms of the test split. sample writes
-samples/MODE.npy and a grid of them; a run with an encoder samples from the codes of given images (--images).
+samples/SAMPLER.npy and a grid of them; a run with an encoder samples from the codes of given images (--images). publish
+writes a small run for others to start from: config.json and the weights in half precision.
 """
 
 import signal
@@ -31,7 +33,7 @@ GRID = 64  # images of a sample grid
 def make_parser() -> experiment.Parser:
     """The command line."""
     parser = experiment.Parser(__doc__, whole=True, prog="main.py")
-    parser.add_argument("--mode", required=True, choices=("train", "eval", "sample"), help="what to do")
+    parser.add_argument("--mode", required=True, choices=("train", "eval", "sample", "publish"), help="what to do")
     parser.add_argument("--workdir", required=True, type=Path, help="the run's folder")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -48,6 +50,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument(
         "--images", choices=data.SPLITS, help="sample: the split whose images give the codes (runs with an encoder)"
     )
+    parser.add_argument("--out", type=Path, help="publish: folder of the small run")
     return parser
 
 
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise experiment.UsageError(
             f"--mode {args.mode} takes its configuration from {args.workdir}/config.json, not --config"
         )
-    return {"eval": evaluate, "sample": sample}[args.mode](args)
+    return {"eval": evaluate, "sample": sample, "publish": publish}[args.mode](args)
 
 
 def train(args: Any) -> int:
@@ -275,6 +278,18 @@ def sample(args: Any) -> int:
     arrays.write_array(args.workdir / "samples" / f"{name}.npy", pixels)
     shown = figures.image_grid(pixels[:GRID], 8, args.workdir / "samples" / f"{name}.png")
     print(f"{len(pixels)} images at step {model.step}: {shown.with_suffix('.npy')}, {shown}")
+    return 0
+
+
+def publish(args: Any) -> int:
+    """Write a run as a small one: configuration, provenance and half-precision weights."""
+    if args.out is None:
+        raise experiment.UsageError("--mode publish needs --out DIR")
+    before = args.workdir / "env.json"
+    environment = arrays.read_json(before) if before.is_file() else experiment.environment()
+    out = checkpoint.publish(args.workdir, args.out, trained_on=environment)
+    size = (out / "weights.safetensors").stat().st_size / 2**20
+    print(f"{out}: {size:.2f} MB of weights")
     return 0
 
 

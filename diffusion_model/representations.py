@@ -8,6 +8,7 @@ mean, clean images), the same network untrained as a control, and the raw pixels
 goes on with the times that are missing.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def make_parser() -> experiment.Parser:
     )
     parser.add_argument("--sources", nargs="+", default=["encoder"], choices=SOURCES, help="what to encode with")
     parser.add_argument("--splits", nargs="+", default=list(data.SPLITS), choices=data.SPLITS, help="which images")
+    parser.add_argument("--limit", type=int, help="only the first so many images of each split (default: all)")
     parser.add_argument("--batch", type=int, default=500, help="images at once")
     parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
@@ -41,8 +43,9 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    if args.batch < 1:
-        raise experiment.UsageError(f"--batch {args.batch}: expected at least 1")
+    for name in ("batch", "limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least 1")
     try:
         times = trajectories.union(args.granularities)
     except ValueError as error:
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"{args.run} was trained on other images than those of {split.name} here (the hashes differ)"
             )
+        split = dataclasses.replace(split, images=split.images[: args.limit], labels=split.labels[: args.limit])
         for source in args.sources:
             encode_split(args, model, record, split, source, times)
     return 0

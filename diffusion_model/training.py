@@ -138,10 +138,12 @@ class Trainer:
         self.model.load_state_dict(groups["model"])
         self.average.load(groups["average"], meta["updates"])
         for name, parameter in self.parameters.items():
-            fields = ("step", "exp_avg", "exp_avg_sq")
+            saved = {field: groups["optimizer"][f"{field}.{name}"] for field in ("step", "exp_avg", "exp_avg_sq")}
             self.optimizer.state[parameter] = {
-                field: groups["optimizer"][f"{field}.{name}"].to(self.device if field != "step" else parameter.device)
-                for field in fields
+                "step": saved["step"].to(self.device),
+                # in the parameter's memory layout, which the fused kernel takes for granted
+                "exp_avg": torch.empty_like(parameter.data).copy_(saved["exp_avg"]),
+                "exp_avg_sq": torch.empty_like(parameter.data).copy_(saved["exp_avg_sq"]),
             }
         self.step = step
 

@@ -289,7 +289,9 @@ def test_eval_and_sample_of_a_finished_run(whole, tmp_path, monkeypatch, capsys)
 
 
 def test_published_weights_give_the_same_model_to_half_precision(whole, tmp_path):
-    published = checkpoint.publish(whole, tmp_path / "small", command="a test")
+    published = tmp_path / "small"
+    assert run("--mode", "publish", "--workdir", whole) == 2
+    assert run("--mode", "publish", "--workdir", whole, "--out", published) == 0
     assert sorted(path.name for path in published.iterdir()) == ["config.json", "weights.safetensors"]
     small, full = checkpoint.load_score_model(published), checkpoint.load_score_model(whole)
     assert small.step == full.step
