@@ -10,7 +10,7 @@ PRESETS = ("embedded", "FashionMNIST", "smoke")
 
 # estimate_mi                granularity  seeds      width  steps  batch  learning_rate  check_every
 ESTIMATE_MI = {
-    "embedded":              (10,         (0, 1),       64,   300,   128,          2e-3,          50),
+    "embedded":              (5,          (0, 1),       64,   300,   128,          2e-3,          50),
     "FashionMNIST":          (5,          (0, 1),      128,   800,   256,          1e-3,          50),
     "smoke":                 (2,          (0,),         16,    20,    32,          2e-3,          10),
 }  # fmt: skip

@@ -94,7 +94,8 @@ def encode_split(
     for time in experiment.progress(pending, f"encoding {source}/{split.split}", "times"):
         writer.write(time, encode_images(encode, model, split, time, args.batch))
     if split.split == "train" and source == "encoder":
-        write_moments(args.run / "moments", split, trajectories.Trajectories(folder))
+        whole = data.open_split(split.name, "train", args.data)
+        write_moments(args.run / "moments", whole, trajectories.Trajectories(folder))
 
 
 def encoder_of(model: ScoreModel, record: dict[str, Any], source: str) -> Callable[[torch.Tensor, float], torch.Tensor]:
