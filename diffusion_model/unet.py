@@ -58,11 +58,11 @@ class UNet(nn.Module):
 
         self.bottleneck = (current, size)
         if code_width:
-            area = current * size * size
+            hidden = 4 * embedding
             self.code_map = nn.Sequential(
-                initialise(nn.Linear(embedding, area)), nn.SiLU(),
-                initialise(nn.Linear(area, area)), nn.SiLU(),
-                initialise(nn.Linear(area, area)),
+                initialise(nn.Linear(embedding, hidden)), nn.SiLU(),
+                initialise(nn.Linear(hidden, hidden)), nn.SiLU(),
+                initialise(nn.Linear(hidden, current * size * size)),
             )  # fmt: skip
         self.middle_block0 = ResBlock(current * (2 if code_width else 1), current, embedding, dropout)
         self.middle_attention = Attention(current)
