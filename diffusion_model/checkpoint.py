@@ -117,6 +117,19 @@ def read(run: Path, step: int, groups: list[str]) -> tuple[dict[str, dict[str, t
     return tensors, meta
 
 
+def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], run: Path) -> None:
+    """Load weights that must fit exactly; others are a ValueError that names the first that does not."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    other = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if other:
+        raise ValueError(
+            f"the weights of {run} do not fit its config.json ({other[0]}: {found.get(other[0])} stored, "
+            f"{expected.get(other[0])} expected): they are of another version; train the run again"
+        )
+    model.load_state_dict(tensors)
+
+
 def load_score_model(
     run: Path, step: int | None = None, average: bool = True, device: str | torch.device = "cpu"
 ) -> ScoreModel:
@@ -140,7 +153,7 @@ def load_score_model(
         groups, _ = read(run, model.step, ["model", "average"] if average else ["model"])
         averaged = {name: tensor for name, tensor in groups.get("average", {}).items() if name.startswith("net.")}
         tensors = groups["model"] | averaged
-    model.load_state_dict(tensors)
+    load_weights(model, tensors, run)
     return model.requires_grad_(False).eval().to(device)
 
 

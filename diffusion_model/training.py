@@ -135,7 +135,7 @@ class Trainer:
 
     def _restore(self, step: int) -> None:
         groups, meta = checkpoint.read(self.run, step, ["model", "average", "optimizer"])
-        self.model.load_state_dict(groups["model"])
+        checkpoint.load_weights(self.model, groups["model"], self.run)
         self.average.load(groups["average"], meta["updates"])
         for name, parameter in self.parameters.items():
             saved = {field: groups["optimizer"][f"{field}.{name}"] for field in ("step", "exp_avg", "exp_avg_sq")}
