@@ -17,7 +17,7 @@ PRESETS = {
     "fashion_mnist":     ("fashion_mnist",  32, (1, 2, 2),      2,    (14,),    -1.2, 1.2,   128,  20_000_000, 1e-3),
     "cifar10":           ("cifar10",       128, (2, 2, 2),      4,    (16,),    -1.2, 1.2,   512, 200_000_000, 1e-3),
     "synthetic16-study": ("synthetic16",    16, (1, 2, 2),      1,    (),       -0.6, 1.5,    64,      66_000, 2e-3),
-    "fashion_mnist-study": ("fashion_mnist", 16, (1, 2, 2),     1,    (),       -0.6, 1.5,    64,     128_000, 2e-3),
+    "fashion_mnist-study": ("fashion_mnist", 16, (1, 2, 2),     1,    (),       -0.6, 1.5,    64,     150_000, 2e-3),
     "smoke":             ("synthetic16",     8, (1, 2),         1,    (),       -0.6, 1.5,    32,       1_280, 2e-3),
 }  # fmt: skip
 
