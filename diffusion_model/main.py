@@ -105,7 +105,7 @@ def train(args: Any) -> int:
             if not first:
                 continue
             experiment.append_line(metrics, entry)
-            say(line(entry, trainer))
+            say(f"{args.workdir.name}: {line(entry, trainer)}")
             if trainer.model.mode == "none" and (trainer.step // grid_every > drawn or trainer.step == trainer.total):
                 drawn = trainer.step // grid_every
                 draw_grid(trainer, args.workdir)

@@ -42,7 +42,7 @@ echo "$preset in $PWD: ${study[2]}, $(find .stages -type f ! -name preset | wc -
 
 : >commands.txt # for the report: what was run here, paths from the project's root
 
-# stage NAME COMMAND [ARGUMENTS]: run a command of the project once; after a stage that ran, the later ones run too
+# stage NAME COMMAND [ARGUMENTS]: run a command of the project once; after a stage that ran, the later ones of its lane run too
 ran=0
 stage() {
     local name=$1 key began=$SECONDS
@@ -67,21 +67,42 @@ analysis() {
     stage "$@" --config "configs/study.py:$preset"
 }
 
-stage    data             diffusion_model/prepare_data.py "$data"
-stage    train-edm        diffusion_model/main.py --mode train --config "configs/edm.py:${study[1]}" --workdir "$edm"
-stage    train-drl        diffusion_model/main.py --mode train --config "configs/drl.py:${study[1]}" --workdir "$drl"
-analysis features         diffusion_model/train_features.py "$data"
-analysis representations  diffusion_model/representations.py "$drl"
-analysis classify         downstream_classification/classify.py "$drl/trajectories/encoder"
-analysis classify-untrained downstream_classification/classify.py "$drl/trajectories/untrained" --heads mlp
-analysis classify-pixels  downstream_classification/classify.py "$drl/trajectories/pixels"
-analysis tabulate         downstream_classification/tabulate.py "$drl"
-analysis information      qualitative_analysis/estimate_mi.py "$drl/trajectories/encoder"
-analysis attention        qualitative_analysis/profile_attention.py "$drl"
-analysis gaussian         linear_structure/get_parameters.py "$data" gaussian gaussian_params
-analysis sweep            linear_structure/sweep_skips.py "$edm" gaussian_params
-analysis skips            linear_structure/process_experiments_with_skips.py "$edm"
-analysis scores           linear_structure/compare_scores.py "$edm" gaussian_params
-analysis plot-scores      linear_structure/plot_scores.py "$edm"
+# Two lanes side by side, half of the cores each: small networks use two cores better as two processes than as threads.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))}
+
+sampling() {
+    stage    train-edm        diffusion_model/main.py --mode train --config "configs/edm.py:${study[1]}" --workdir "$edm"
+    analysis features         diffusion_model/train_features.py "$data"
+    analysis gaussian         linear_structure/get_parameters.py "$data" gaussian gaussian_params
+    analysis sweep            linear_structure/sweep_skips.py "$edm" gaussian_params
+    analysis skips            linear_structure/process_experiments_with_skips.py "$edm"
+    analysis scores           linear_structure/compare_scores.py "$edm" gaussian_params
+    analysis plot-scores      linear_structure/plot_scores.py "$edm"
+}
+representing() {
+    stage    train-drl        diffusion_model/main.py --mode train --config "configs/drl.py:${study[1]}" --workdir "$drl"
+    analysis representations  diffusion_model/representations.py "$drl"
+    analysis classify         downstream_classification/classify.py "$drl/trajectories/encoder"
+    analysis classify-untrained downstream_classification/classify.py "$drl/trajectories/untrained" --heads mlp
+    analysis classify-pixels  downstream_classification/classify.py "$drl/trajectories/pixels"
+    analysis tabulate         downstream_classification/tabulate.py "$drl"
+    analysis information      qualitative_analysis/estimate_mi.py "$drl/trajectories/encoder"
+    analysis attention        qualitative_analysis/profile_attention.py "$drl"
+}
+
+stage data diffusion_model/prepare_data.py "$data"
+sampling 2> >(cat >&2) & # through cat: two progress bars would fight for one terminal line
+lanes=$!
+representing 2> >(cat >&2) &
+lanes+=" $!"
+trap 'kill 0' TERM INT # a lane writes its checkpoint and leaves
+status=0
+for lane in $lanes; do
+    wait "$lane" || status=1
+done
+trap - TERM INT
+if [[ $status != 0 ]]; then
+    exit 1
+fi
 rm -f .stages/report # always written anew; the preset says whether its check decides the status
-analysis report           qualitative_analysis/write_report.py .
+analysis report qualitative_analysis/write_report.py .

@@ -77,4 +77,6 @@ def test_no_run_says_what_to_run(tmp_path):
 
 def test_weights_that_do_not_fit_are_refused_by_name():
     with pytest.raises(ValueError, match=r"do not fit its config.json \(weight: \(3, 2\) stored, \(1, 2\) expected\)"):
-        checkpoint.load_weights(torch.nn.Linear(2, 1), torch.nn.Linear(2, 3).state_dict() | {"bias": torch.zeros(1)}, "run")
+        checkpoint.load_weights(
+            torch.nn.Linear(2, 1), torch.nn.Linear(2, 3).state_dict() | {"bias": torch.zeros(1)}, "run"
+        )
