@@ -25,7 +25,7 @@ CLASSIFY = {
 # representations            images of each split that are encoded
 LIMIT = {
     "embedded":              None,
-    "FashionMNIST":          20_000,
+    "FashionMNIST":          10_000,
     "smoke":                 None,
 }  # fmt: skip
 
@@ -39,7 +39,7 @@ TRAIN_FEATURES = {
 # sweep_skips                n     steps  skips                                  other_skips     batch
 SWEEP_SKIPS = {
     "embedded":              (500,    18, (0, 4, 6, 8, 10, 12),                  (8, 12),                  125),
-    "FashionMNIST":          (1000,   18, (0, 2, 4, 5, 6, 8, 10),                (6, 10),                  125),
+    "FashionMNIST":          (500,    18, (0, 2, 4, 5, 6, 8, 10),                (6, 10),                  125),
     "smoke":                 (40,      4, (0, 1, 3),                             (1,),             40),
 }  # fmt: skip
 
