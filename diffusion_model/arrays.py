@@ -45,10 +45,24 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
+class Fields(dict):
+    """An object of a JSON file that names the file when a field is asked for that it lacks (ValueError)."""
+
+    def __init__(self, pairs: Any, path: Path) -> None:
+        super().__init__(pairs)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(
+            f"{self.path} has no field {name!r}: it was altered, or another version wrote it; "
+            "remove it and run the command that wrote it again"
+        )
+
+
 def read_json(path: Path) -> Any:
     """Content of a JSON file; a truncated or altered file is a ValueError that names it."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(), object_pairs_hook=lambda pairs: Fields(pairs, path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is truncated or altered ({error}): remove it and run the command that wrote it again"

@@ -160,6 +160,8 @@ def load_score_model(
 def publish(run: Path, out: Path, **provenance: Any) -> Path:
     """Write what `load_score_model(run)` gives as a small run: config.json with provenance and half-precision weights."""
     model, record = load_score_model(run), read_run(run)
+    if (Path(out) / "checkpoints").exists() or Path(out).resolve() == Path(run).resolve():
+        raise ValueError(f"{out} holds a run of its own, which the small run would replace: give another --out")
     tensors = {
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
     }

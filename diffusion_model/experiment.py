@@ -10,8 +10,10 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -36,7 +38,7 @@ class UsageError(ValueError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`known` for an error message: the names nearest to `name`, or all of them where they are few or none is near."""
-    known = sorted(str(entry) for entry in known)
+    known = sorted({str(entry) for entry in known})
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     if close:
         return "nearest: " + ", ".join(close)
@@ -80,6 +82,12 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown argument {extra[0]}; {nearest(extra[0].split('=')[0], options)}")
         known.overrides = overrides
         return known
+
+    def _get_value(self, action: argparse.Action, string: str) -> Any:
+        value = super()._get_value(action, string)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise argparse.ArgumentError(action, f"{string} is not a finite number")
+        return value
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -138,13 +146,23 @@ def launch(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
         print("interrupted: run the same command to go on from here", file=sys.stderr)
         status = 130
     except (ValueError, OSError, FloatingPointError) as error:
-        if not _is_ours(error):
+        of_the_system = isinstance(error, OSError) and error.strerror
+        if not of_the_system and not _is_ours(error):
             traceback.print_exc()
-        status = _report(error, 1)
+        status = _report(_sentence(error) if of_the_system else error, 1)
     sys.exit(status)
 
 
-def _report(error: BaseException, status: int) -> int:
+def _sentence(error: OSError) -> str:
+    """What the system refused, as a sentence: no permission, a full disk, a file where a folder is needed."""
+    named = error.filename2 or error.filename
+    where = f"{os.fsdecode(named)}: " if isinstance(named, str | bytes) else ""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{where}a file lies where a folder is needed: give another folder or move the file"
+    return f"{where}{error.strerror[0].lower()}{error.strerror[1:]}: give a place that can be read and written"
+
+
+def _report(error: BaseException | str, status: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return status
 
@@ -183,9 +201,16 @@ def _config_module(name: str) -> ModuleType:
     if path is None:
         known = [str(entry.relative_to(ROOT)) for entry in (ROOT / "configs").glob("*.py")]
         raise UsageError(f"no configuration file {name}; {nearest(name, known)}")
+    if path.suffix != ".py":
+        raise UsageError(f"{name} is no configuration file: expected a Python file such as configs/edm.py")
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{name} cannot be read as Python ({type(error).__name__}: {error})") from None
+    if not hasattr(module, "PRESETS") or not hasattr(module, "get_config"):
+        raise UsageError(f"{name} is no configuration file: expected PRESETS and get_config, as in configs/edm.py")
     return module
 
 
@@ -213,6 +238,13 @@ def override_field(config: ml_collections.ConfigDict, override: str) -> None:
         value = tuple(value)
     if node is not None and type(value) is not type(node):
         raise UsageError(f"--config.{name}={text}: expected a value of type {type(node).__name__}, such as {node!r}")
+    for entry in value if isinstance(value, tuple) else [value]:
+        if isinstance(entry, float) and not math.isfinite(entry):
+            raise UsageError(f"--config.{name}={text}: expected a finite number")
+        if isinstance(value, tuple) and node and type(entry) is not type(node[0]):
+            raise UsageError(
+                f"--config.{name}={text}: expected entries of type {type(node[0]).__name__}, such as {node!r}"
+            )
     parent[field] = value
 
 
@@ -256,12 +288,13 @@ def choose_device(name: str = "auto") -> torch.device:
             )
         else:
             name = "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device: {name!r} is not known; accepted: auto, cpu, cuda, cuda:N") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device: {name!r} is not known; accepted: auto, cpu, cuda, cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: torch {torch.__version__} finds no CUDA device here; pass --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from cuda:0")
     return device
 
 
@@ -317,12 +350,12 @@ def truncate_lines(path: Path, field: str, largest: float) -> None:
     if not Path(path).is_file():
         return
     kept = []
-    for text in Path(path).read_text().splitlines():
+    for text in Path(path).read_text(errors="replace").splitlines():
         try:
             record = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if record[field] <= largest:
+        if isinstance(record, dict) and record.get(field, math.inf) <= largest:
             kept.append(text + "\n")
     arrays.write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
 

@@ -52,6 +52,11 @@ def conv1(channels: int, out: int, scale: float = 1.0) -> nn.Conv2d:
 
 def norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with at most 32 groups of at least 4 channels."""
+    if channels < 4 or channels % min(channels // 4, 32):
+        raise ValueError(
+            f"layers of {channels} channels: expected a multiple of 4, and of 32 above 128; "
+            "change model.features or model.multipliers"
+        )
     return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
 
 

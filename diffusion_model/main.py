@@ -25,9 +25,39 @@ import torch.distributed as dist
 
 from diffusion_model import arrays, checkpoint, data, experiment, figures, training
 from diffusion_model.samplers import SAMPLERS, edm_levels
-from diffusion_model.score_model import ScoreModel
+from diffusion_model.score_model import LEVELS, MODES, PRECONDITIONS, WEIGHTS, ScoreModel
+from diffusion_model.sde import SDES
 
 GRID = 64  # images of a sample grid
+
+CHOICES = {
+    "data.scaling": ("unit", "standardised"),
+    "data.augmentation": ("none",),
+    "model.mode": tuple(MODES),
+    "model.precondition": tuple(PRECONDITIONS),
+    "sde.name": tuple(SDES),
+    "objective.levels": tuple(LEVELS),
+    "objective.weight": tuple(WEIGHTS),
+}
+# what is wanted, whether a value is that, the fields
+BOUNDS = [
+    ("at least 1", lambda value: value >= 1, ("training.images", "training.batch", "model.blocks", "logging.every",
+        "logging.checkpoint_every", "logging.sample_every", "logging.keep")),
+    ("above 0", lambda value: value > 0, ("model.fourier_scale", "encoder.fourier_scale", "sde.sigma_min",
+        "sde.sigma_max", "objective.std", "optimiser.learning_rate", "optimiser.epsilon", "optimiser.clip")),
+    ("at least 0", lambda value: value >= 0, ("objective.lambda_z", "optimiser.warm_up")),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1, ("model.dropout", "optimiser.beta1",
+        "training.average_decay")),
+    ("'data' or a number above 0", lambda value: value == "data" or (not isinstance(value, str) and value > 0),
+        ("model.unit",)),
+    ("a multiple of 4", lambda value: value > 0 and value % 4 == 0,
+        ("model.features",)),
+    ("integers of at least 1", lambda value: value and all(type(entry) is int and entry > 0 for entry in value),
+        ("model.multipliers",)),
+    ("integers, the sides of maps", lambda value: all(type(entry) is int and entry > 0 for entry in value),
+        ("model.attention",)),
+    ("0 or at least 0.0625", lambda value: value == 0 or value >= 0.0625, ("encoder.widen",)),
+]  # fmt: skip
 
 
 def make_parser() -> experiment.Parser:
@@ -74,7 +104,7 @@ def train(args: Any) -> int:
     if not args.config:
         raise experiment.UsageError("--mode train needs --config FILE:PRESET, such as configs/edm.py:synthetic16")
     config = experiment.flatten(experiment.load_config(args.config, args.overrides))
-    check(config)
+    check(config, args.config)
     device = start_ranks(experiment.choose_device(args.device))
     split = data.open_split(config["data.name"], "train", args.data)
     scaling = data.scaling(config["data.scaling"], split)
@@ -86,6 +116,8 @@ def train(args: Any) -> int:
     }  # fmt: skip
     if args.dry_run:
         return describe(record, split)
+    with torch.device("meta"):
+        checkpoint.build(record)  # refuses what no network can be built from, before anything is written
     first = int(experiment.rank() == 0)
     if first:
         record = checkpoint.write_run(args.workdir, record)
@@ -115,16 +147,25 @@ def train(args: Any) -> int:
     return 0
 
 
-def check(config: dict[str, Any]) -> None:
-    """Refuse values that no later stage can work with."""
-    if config["data.augmentation"] != "none":
-        raise experiment.UsageError(f"data.augmentation {config['data.augmentation']!r} is not known; accepted: none")
-    for name in ("training.images", "training.batch", "model.features", "model.blocks"):
-        if config[name] < 1:
-            raise experiment.UsageError(f"--config.{name}={config[name]}: expected at least 1")
-    if config["optimiser.learning_rate"] <= 0:
+def check(config: dict[str, Any], given: str) -> None:
+    """Refuse values that no later stage can work with, in the configuration `given` on the command line."""
+    needed = {*CHOICES, *(name for _, _, names in BOUNDS for name in names)} - config.keys()
+    if needed:
         raise experiment.UsageError(
-            f"--config.optimiser.learning_rate={config['optimiser.learning_rate']}: expected above 0"
+            f"{given} does not configure a run (it has no {min(needed)}): give a preset of configs/drl.py or configs/edm.py"
+        )
+    for name, choices in CHOICES.items():
+        if config[name] not in choices:
+            raise experiment.UsageError(
+                f"--config.{name}: {config[name]!r} is not known; {experiment.nearest(config[name], choices)}"
+            )
+    for wanted, holds, names in BOUNDS:
+        for name in names:
+            if not holds(config[name]):
+                raise experiment.UsageError(f"--config.{name}={config[name]}: expected {wanted}")
+    if config["sde.sigma_min"] >= config["sde.sigma_max"]:
+        raise experiment.UsageError(
+            f"--config.sde.sigma_min={config['sde.sigma_min']}: expected below sde.sigma_max, {config['sde.sigma_max']}"
         )
 
 

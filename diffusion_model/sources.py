@@ -350,10 +350,11 @@ def _own_raw(what: str, images: np.ndarray, labels: np.ndarray | None, rows: np.
         raise ValueError(
             f"{what}: images have shape {list(images.shape)}, expected [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
         )
-    labels = np.zeros((len(images), 0), np.int64) if labels is None else labels.reshape(len(labels), -1)
-    if labels.dtype.kind not in "iu" or len(labels) != len(images):
+    given = np.zeros((len(images), 0), np.int64) if labels is None else np.atleast_1d(labels)
+    labels = given.reshape(len(given), -1) if given.size else given.reshape(len(given), 0)
+    if labels.dtype.kind not in "iu" or len(labels) != len(images) or given.ndim > 2:
         raise ValueError(
-            f"{what}: labels are {labels.dtype} {list(labels.shape)}, expected integers for {len(images)} images"
+            f"{what}: labels are {labels.dtype} {list(given.shape)}, expected integers [N] or [N, A] for {len(images)} images"
         )
     if labels.size and labels.min() < 0:
         raise ValueError(f"{what}: labels run from {labels.min()}, expected 0 to the number of classes less 1")

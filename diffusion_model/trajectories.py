@@ -72,7 +72,7 @@ class Trajectories:
     def nearest(self, time: float) -> float:
         """The stored time within 1e-6 of `time`; ValueError with the list of stored times where there is none."""
         found = min(self.times, key=lambda stored: abs(stored - time))
-        if abs(found - time) > TOLERANCE:
+        if not abs(found - time) <= TOLERANCE:
             stored = ", ".join(f"{entry:g}" for entry in self.times)
             raise ValueError(f"time {time:g} is not stored in {self.folder}; stored: {stored}")
         return found

@@ -1,5 +1,6 @@
 """A run and the statistics of its data, checked against each other before anything is computed with both."""
 
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import arrays, checkpoint, data
+from diffusion_model import arrays, checkpoint, data, experiment
 from diffusion_model.score_model import ScoreModel
 from linear_structure.gaussian import Gaussian, closed_forms
 
 RUN = Path("runs/edm-cifar10")
 PARAMS = Path("gaussian_params")
+
+
+def sweep_folder(run: Path, name: str) -> Path:
+    """RUN/sweeps/NAME; a name that would lead elsewhere is a UsageError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise experiment.UsageError(f"--name {name!r}: expected a folder's name of letters, digits, '.', '_' and '-'")
+    return Path(run) / "sweeps" / name
 
 
 @dataclass(frozen=True)

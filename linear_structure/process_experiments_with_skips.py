@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.margin < 0:
         raise experiment.UsageError(f"--margin {args.margin}: expected at least 0")
-    folder = args.run / "sweeps" / args.name
+    folder = inputs.sweep_folder(args.run, args.name)
     remedy = f"run `python linear_structure/sweep_skips.py {args.run} PARAMS --name {args.name}` first"
     rows = read_sweep(folder, args.blocks, remedy)
     start = next((row for row in rows if row["kind"] == "none"), None)

@@ -67,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, name) < least:
             raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least {least}")
     cells = plan(args.kinds, args.skips, args.skips if args.other_skips is None else args.other_skips, args.steps)
+    folder = inputs.sweep_folder(args.run, args.name)
     device, root = experiment.choose_device(args.device), data.root(args.data)
     given = inputs.open_inputs(args.run, args.params, root, args.step, device)
     train = given.split("train")
     extractor = features.open_extractor(args.features, train, root, args.weights, device)
     low, high = level_range(given, args.level_min, args.level_max)
     levels = edm_levels(args.steps, low, high)
-    folder = args.run / "sweeps" / args.name
     protocol = given.protocol | {
         "sampler": args.sampler, "steps": args.steps, "level_min": low, "level_max": high, "n": args.n,
         "seed_base": args.seed_base, "features": args.features, "weights": extractor.fingerprint,

@@ -197,7 +197,7 @@ def facts(run: Path, record: dict[str, Any], history: Sequence[dict[str, Any]]) 
     last = history[-1] if history else {}
     speeds = [entry["images_per_second"] for entry in history if "images_per_second" in entry]
     log = run / "log.txt"
-    counted = re.search(r"([\d,]+) parameters", log.read_text()) if log.is_file() else None
+    counted = re.search(r"([\d,]+) parameters", log.read_text(errors="replace")) if log.is_file() else None
     return {
         "data": [record["data"]["name"]],
         "mode": [config.get("model.mode", "unknown")],
@@ -212,7 +212,7 @@ def facts(run: Path, record: dict[str, Any], history: Sequence[dict[str, Any]]) 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a metrics.jsonl; a last line cut short by an interruption is left out, any other is a ValueError."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for index, line in enumerate(lines):
         try:
             yield json.loads(line)
@@ -251,7 +251,7 @@ def command_lines(workdir: Path, command: str) -> list[str]:
     """The commands that made the study: its own record, else what the summaries say."""
     record = workdir / "commands.txt"
     if record.is_file():
-        lines = record.read_text().splitlines()
+        lines = record.read_text(errors="replace").splitlines()
         head = ["# in the study's folder; paths of commands and configurations from the project's root"]
         return head + lines + ([] if any("write_report.py" in line for line in lines) else [command])
     found = []

@@ -8,5 +8,8 @@ experiment.launch(lambda names: print(data.canonical(names[0])), sys.argv[1:])' 
 
 # number VALUE: in shortest form (2e-4 -> 0.0002)
 number() {
-    LC_ALL=C printf '%g' "$1"
+    LC_ALL=C printf '%g' "$1" 2>/dev/null || {
+        echo "error: learning rate '$1': expected a number such as 2e-4" >&2
+        return 2
+    }
 }

@@ -2,6 +2,10 @@
 # rep.sh [DATASET] [WIDEN] [LR]: representations of every run that run.sh made with these, without augmentation, in the
 # modes probabilistic-drl and reg-drl: every seed present, with mixup or without. Defaults: synthetic 1 2e-4.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set /{/^# /s///p}' "${BASH_SOURCE[0]}"
+    exit 0
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$ROOT/scripts/names.sh"
 

@@ -3,6 +3,10 @@
 # Defaults: synthetic none probabilistic-drl False 1 0, learning rate 2e-4. One device, or GPUS=n of them.
 # The run is runs/DATASET_WIDEN_AUG_MODE_MIXUP_LR_SEED, with LR in shortest form (0.0002); the same command goes on with it.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set /{/^# /s///p}' "${BASH_SOURCE[0]}"
+    exit 0
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$ROOT/scripts/names.sh"
 

@@ -184,3 +184,12 @@ def test_truncated_tensors(tmp_path, keep):
 def test_missing_tensors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"t\.safetensors is missing"):
         arrays.read_tensors(tmp_path / "t.safetensors")
+
+
+def test_a_field_that_is_missing_names_the_file(tmp_path):
+    path = tmp_path / "a.json"
+    arrays.write_json(path, {"inner": {"here": 1}})
+    held = arrays.read_json(path)
+    assert held == {"inner": {"here": 1}} and held.get("no") is None
+    with pytest.raises(ValueError, match=r"a\.json has no field 'there': it was altered, or another version wrote it"):
+        held["inner"]["there"]

@@ -455,8 +455,8 @@ IMAGES = np.zeros((5, 8, 8), np.uint8)
         ({"images": IMAGES.astype(np.float32)}, "images are float32, expected uint8"),
         ({"images": np.zeros((5, 8, 8, 2), np.uint8)}, r"shape \[5, 8, 8, 2\], expected \[N, H, W\]"),
         ({"images": np.zeros((5, 8), np.uint8)}, r"shape \[5, 8\], expected \[N, H, W\]"),
-        ({"images": IMAGES, "labels": np.zeros(4, int)}, r"labels are int64 \[4, 1\], expected integers for 5 images"),
-        ({"images": IMAGES, "labels": np.zeros(5)}, r"labels are float64 \[5, 1\], expected integers"),
+        ({"images": IMAGES, "labels": np.zeros(4, int)}, r"labels are int64 \[4\], expected integers \[N\] or"),
+        ({"images": IMAGES, "labels": np.zeros(5)}, r"labels are float64 \[5\], expected integers"),
         ({"images": IMAGES, "labels": np.full(5, -1)}, "labels run from -1, expected 0"),
         (
             {"images": IMAGES, "labels": np.zeros(5, int), "attributes": np.array(["a", "b"])},
@@ -493,3 +493,13 @@ def test_help_and_wrong_option(capsys):
     status, sentence = fail(["synthetic", "--sorce", "x"], capsys)
     assert status == 2
     assert "--source" in sentence
+
+
+def test_labels_of_three_dimensions_are_refused(tmp_path):
+    images = np.zeros((6, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.zeros((6, 2, 2), np.int64))
+    with pytest.raises(
+        ValueError, match=r"labels are int64 \[6, 2, 2\], expected integers \[N\] or \[N, A\] for 6 images"
+    ):
+        data.prepare("mine", tmp_path, tmp_path / "a.npz")
+    assert not (tmp_path / "mine").exists()

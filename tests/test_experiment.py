@@ -79,6 +79,7 @@ def test_help_shows_every_option_with_its_default(capsys):
         (["a", "--folder", "b", "--coun=3"], "unknown argument --coun=3; nearest: --count"),
         (["a", "--folder", "b", "--label", "yelow"], "--label: 'yelow' is not known; nearest: yellow"),
         (["a", "--folder", "b", "--count", "many"], "argument --count: invalid int value: 'many'"),
+        (["a", "--folder", "b", "--times", "nan"], "argument --times: nan is not a finite number"),
         (["a"], "required: --folder"),
     ],
 )
@@ -145,6 +146,32 @@ def test_a_mistake_of_the_user_is_one_sentence(kind, capsys):
     assert (status, err) == (1, "error: no such run\n")
 
 
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [("file/folder", "a file lies where a folder is needed"), ("no/such", "no such file or directory")],
+)
+def test_what_the_system_refuses_is_one_sentence(path, sentence, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    status, _, err = launched(lambda argv: (tmp_path / path).mkdir(), [], capsys)
+    assert (status, err.count("\n")) == (1, 1)
+    assert sentence in err and str(tmp_path) in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.md", "text", "expected a Python file such as configs/edm.py"),
+        ("a.py", "this is no python", "cannot be read as Python (SyntaxError: "),
+        ("a.py", "PRESETS = {}", "expected PRESETS and get_config"),
+    ],
+)
+def test_a_file_that_is_no_configuration(name, content, sentence, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError) as refused:
+        experiment.load_config(f"{tmp_path / name}:small")
+    assert sentence in str(refused.value)
+
+
 def test_a_mistake_of_ours_shows_where(capsys):
     status, _, err = launched(lambda argv: json.loads("{"), [], capsys)
     assert status == 1
@@ -174,6 +201,8 @@ def test_overrides_keep_the_type_of_the_field(config):
         ("--config.train.steps=many", "expected a value of type int, such as 3"),
         ("--config.train.steps=7.5", "expected a value of type int"),
         ("--config.train.mixup=1", "expected a value of type bool"),
+        ("--config.train.rate=NaN", "--config.train.rate=NaN: expected a finite number"),
+        ("--config.train.widths=[3, 1.5]", "expected entries of type int"),
         ("--config.train=7", "'train' is a section; its fields are mixup, rate, steps"),
         ("--config.train.steps", "write --config.section.field=value"),
         ("train.steps=7", "write --config.section.field=value"),
@@ -214,6 +243,8 @@ def test_devices(monkeypatch):
     assert experiment.choose_device("cpu").type == "cpu"
     with pytest.raises(UsageError, match="'gpu0' is not known; accepted: auto, cpu, cuda, cuda:N"):
         experiment.choose_device("gpu0")
+    with pytest.raises(UsageError, match="'meta' is not known"):
+        experiment.choose_device("meta")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="finds no CUDA device here; pass --device cpu"):
         experiment.choose_device("cuda")
@@ -248,3 +279,10 @@ def test_lines_are_appended(tmp_path):
 
 def test_the_environment_is_json():
     assert json.loads(json.dumps(experiment.environment()))["torch"] == torch.__version__
+
+
+def test_half_written_lines_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n[]\n{"other": 1}\n{"step": 2}\n{"step": 1, \xff')
+    experiment.truncate_lines(path, "step", 1)
+    assert path.read_text() == '{"step": 1}\n'

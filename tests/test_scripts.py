@@ -216,3 +216,15 @@ def test_a_folder_holds_one_study(clone):
 
 def test_continuous_integration_is_the_test_script():
     assert (ROOT / ".ci/run").read_text().strip() == "bash scripts/test.sh"
+
+
+@pytest.mark.parametrize("script", ["run.sh", "rep.sh"])
+def test_help_prints_the_usage_and_runs_nothing(clone, script):
+    status, commands, out, _ = clone(script, "--help")
+    assert (status, commands) == (0, [])
+    assert out.startswith(f"{script} [DATASET]") and "set -" not in out
+
+
+def test_a_learning_rate_that_is_no_number(clone):
+    status, _, _, told = clone("rep.sh", "synthetic16", "1", "fast")
+    assert (status, told) == (2, "error: learning rate 'fast': expected a number such as 2e-4\n")

@@ -88,6 +88,16 @@ def test_plan_and_its_refusals() -> None:
         sweep_skips.plan(["gaussian"], [18], [], 18)
 
 
+@pytest.mark.parametrize("name", ["", "../other", "/elsewhere", "a/b", ".."])
+@pytest.mark.parametrize("command", [sweep_skips, process_experiments_with_skips])
+def test_a_name_that_leads_elsewhere_is_refused(command, name, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        experiment.launch(command.main, ["no-run", "--name", name])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert f"--name {name!r}: expected a folder's name" in said
+
+
 def test_a_failing_cell_is_recorded_and_the_others_are_made(tmp_path) -> None:
     moments = Moments(4).update(normal(40, 4))
     protocol = {"shape": list(SHAPE), "sampler": "heun", "steps": 18}

@@ -231,9 +231,17 @@ def test_another_configuration_is_refused_naming_the_fields(whole, capsys, monke
         ("--config.encoder.widn=1", "has no field 'encoder.widn'; nearest: encoder.widen"),
         ("--config.seed=one", "expected a value of type int"),
         ("--config.model=none", "'model' is a section"),
-        ("--config.data.augmentation=simclr", "data.augmentation 'simclr' is not known; accepted: none"),
+        ("--config.data.augmentation=simclr", "data.augmentation: 'simclr' is not known; accepted: none"),
         ("--config.training.batch=0", "expected at least 1"),
         ("--config.optimiser.learning_rate=-1", "expected above 0"),
+        ("--config.objective.weight=esm", "objective.weight: 'esm' is not known; nearest: edm, dsm"),
+        ("--config.optimiser.beta1=2", "optimiser.beta1=2.0: expected at least 0 and below 1"),
+        ("--config.encoder.widen=-1", "encoder.widen=-1.0: expected 0 or at least 0.0625"),
+        ("--config.model.features=7", "model.features=7: expected a multiple of 4"),
+        ("--config.model.multipliers=[0,1]", "model.multipliers=[0, 1]: expected integers of at least 1"),
+        ("--config.model.unit=-1", "model.unit"),
+        ("--config.sde.sigma_min=100", "sde.sigma_min=100.0: expected below sde.sigma_max, 50.0"),
+        ("--config.logging.keep=0", "logging.keep=0: expected at least 1"),
         ("--worker=3", "unknown argument --worker=3; nearest: --workdir"),
     ],
 )
@@ -244,8 +252,8 @@ def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, override, sentence, 
 
 
 def test_a_mode_that_does_not_exist_names_its_neighbours(tmp_path, capsys):
-    assert train(tmp_path / "run", "--config.model.mode=reg-dlr") == 1
-    assert "model.mode 'reg-dlr': nearest: reg-drl" in capsys.readouterr().err
+    assert train(tmp_path / "run", "--config.model.mode=reg-dlr") == 2
+    assert "model.mode: 'reg-dlr' is not known; nearest: reg-drl" in capsys.readouterr().err
 
 
 def test_dry_run_prints_sizes_and_writes_nothing(tmp_path, capsys):
@@ -298,3 +306,23 @@ def test_published_weights_give_the_same_model_to_half_precision(whole, tmp_path
     for name, tensor in full.state_dict().items():
         assert torch.allclose(small.state_dict()[name].float(), tensor.float(), rtol=1e-3, atol=1e-4), name
     shutil.rmtree(published)
+
+
+def test_a_network_that_cannot_be_built_leaves_nothing(tmp_path, capsys):
+    assert train(tmp_path / "run", "--config.model.multipliers=[1,2,2,2,2,2]") == 1
+    assert "images of 16 pixels cannot be halved 5 times" in capsys.readouterr().err
+    assert train(tmp_path / "run", "--config.model.multipliers=[1,18]") == 1
+    assert "layers of 144 channels: expected a multiple of 4, and of 32 above 128" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_of_a_study_configures_no_run(tmp_path, capsys):
+    assert run("--mode", "train", "--config", "configs/study.py:smoke", "--workdir", tmp_path / "run") == 2
+    assert "does not configure a run (it has no data.augmentation)" in capsys.readouterr().err
+
+
+def test_publishing_into_a_run_is_refused(whole, capsys):
+    before = (whole / "config.json").read_bytes()
+    assert run("--mode", "publish", "--workdir", whole, "--out", whole) == 1
+    assert "holds a run of its own" in capsys.readouterr().err
+    assert (whole / "config.json").read_bytes() == before and not (whole / "weights.safetensors").exists()
