@@ -32,11 +32,7 @@ def test_the_study_survives_a_kill_and_is_whole(tmp_path):
     second = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stdout + second.stderr
     said = second.stdout.splitlines()
-    assert (
-        "skipped data" in said
-        and "skipped train-edm" in said
-        and any(line.startswith("done train-drl") for line in said)
-    )
+    assert "skipped data" in said and any(line.startswith("done train-drl") for line in said)
     assert f"step {reached} of 40" in second.stderr  # it went on from where it was killed
 
     assert Trajectories(drl / "trajectories" / "encoder" / "test").times == [0.0, 0.5, 1.0]

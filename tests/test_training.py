@@ -83,7 +83,7 @@ def test_the_average_is_the_closed_form():
 def test_losses_fall_and_are_logged_by_name(whole):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 11))
-    assert {"score", "kl", "images_per_second", "memory_mb", "seconds_left"} <= lines[0].keys()
+    assert {"score", "l1", "images_per_second", "memory_mb", "seconds_left"} <= lines[0].keys()
     assert lines[-1]["score"] < lines[0]["score"]
 
 
@@ -287,7 +287,7 @@ def test_samples_are_a_function_of_the_seed_whatever_the_batch(tmp_path, monkeyp
 def test_eval_and_sample_of_a_finished_run(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DATA", str(whole.parent / "data"))
     assert run("--mode", "eval", "--workdir", whole) == 0
-    assert arrays.read_json(whole / "eval.json")["loss"].keys() == {"score", "kl"}
+    assert arrays.read_json(whole / "eval.json")["loss"].keys() == {"score", "l1"}
     assert run("--mode", "sample", "--workdir", whole, "--n", 4, "--steps", 2) == 2
     assert "pass --images train or --images test" in capsys.readouterr().err
     assert run("--mode", "sample", "--workdir", whole, "--n", 4, "--steps", 2, "--images", "test") == 0
