@@ -8,6 +8,10 @@
 # Stages that are done are skipped: run the same command to go on after an interruption. To do a stage and those after
 # it again, remove WORKDIR/.stages/STAGE.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit 0
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 #                            data set      models              duration

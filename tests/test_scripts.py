@@ -204,6 +204,12 @@ def test_a_stage_that_is_done_again_takes_the_later_ones_with_it(clone):
     assert stages(printed, "done") == ["scores", "plot-scores", "report"]
 
 
+def test_reproduce_explains_itself(clone):
+    status, commands, printed, _ = clone("reproduce.sh", "--help")
+    assert status == 0 and not commands
+    assert "FashionMNIST" in printed and "WORKDIR" in printed
+
+
 def test_a_folder_holds_one_study(clone):
     clone("reproduce.sh", "smoke", "here")
     status, _, _, told = clone("reproduce.sh", "FashionMNIST", "here")
