@@ -1,5 +1,7 @@
 """Checkpoints are complete or absent; a resumed run is checked against what it was."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -80,3 +82,17 @@ def test_weights_that_do_not_fit_are_refused_by_name():
         checkpoint.load_weights(
             torch.nn.Linear(2, 1), torch.nn.Linear(2, 3).state_dict() | {"bias": torch.zeros(1)}, "run"
         )
+
+
+@pytest.mark.parametrize(
+    "run", sorted((Path(__file__).parent.parent / "docs" / "runs").iterdir()), ids=lambda run: run.name
+)
+def test_the_published_runs_open_and_denoise(run):
+    """At a tiny level a denoiser returns its input nearly unchanged; a DRL run does so given a code."""
+    assert (run / "weights.safetensors").stat().st_size <= 8 * 2**20
+    model = checkpoint.load_score_model(run)
+    torch.manual_seed(0)
+    x0 = torch.rand(2, *model.shape) * 0.2
+    code = None if model.encoder is None else model.encode(x0, torch.tensor(0.0)).mean
+    denoised = model.denoise(x0, torch.tensor(0.002), code)
+    assert torch.allclose(denoised, x0, atol=0.02)
