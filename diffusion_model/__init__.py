@@ -10,6 +10,7 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     sources              where the images of each data set come from
     sde*                 linear SDEs in the one coordinate `level` = sigma / alpha
     precondition         c_in, c_noise, c_skip, c_out around a network
+    objective            where levels are drawn in training, and what an error counts at each
     layers unet          NCSN++ with blocks by name
     encoder              (x0, t) -> Posterior(mean, logvar)
     score_model*         network, preconditioning and encoder: denoise, score, encode, loss terms by name
