@@ -19,7 +19,7 @@ from torch import nn
 from diffusion_model.data import Scaling
 from diffusion_model.encoder import Encoder, Posterior, widths
 from diffusion_model.experiment import nearest
-from diffusion_model.objective import LEVELS, WEIGHTS  # noqa: F401: main and training import LEVELS from here
+from diffusion_model.objective import LEVELS, WEIGHTS  # noqa: F401
 from diffusion_model.precondition import PRECONDITIONS
 from diffusion_model.trajectories import LEVEL_MAX, LEVEL_MIN
 from diffusion_model.unet import UNet
