@@ -16,11 +16,12 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     score_model*         network, preconditioning and encoder: denoise, score, encode, loss terms by name
     training             one training step after another: batches, averages, checkpoints, metrics
     ema                  averages of weights
+    run_state board      is a run being trained; its curves for TensorBoard
     samplers*            generators over decreasing levels
     moments*             streaming mean and second moment in float64
     features* fid*       images -> features; moments -> Frechet distance
     trajectories*        representations of N images at T times
     checkpoint*          save, resume, load a run
 
-Commands: prepare_data, main (--mode train | eval | sample), representations, train_features.
+Commands: prepare_data, main (--mode train | eval | sample), representations, train_features, list_runs, doctor.
 """
