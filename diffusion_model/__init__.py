@@ -14,6 +14,7 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     layers unet          NCSN++ with blocks by name
     encoder              (x0, t) -> Posterior(mean, logvar)
     score_model*         network, preconditioning and encoder: denoise, score, encode, loss terms by name
+    augment              random changes of a batch of images: a function of (image, numbers) alone
     training             one training step after another: batches, averages, checkpoints, metrics
     ema                  averages of weights
     run_state board      is a run being trained; its curves for TensorBoard
