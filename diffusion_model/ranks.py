@@ -1,0 +1,243 @@
+"""The processes of `torchrun`: one a device, on one machine or several, sharing one command's work.
+
+    with ranks.session(device) as device:      # alone, nothing happens and torch.distributed is never initialised
+        mine = [encode(time) for time in ranks.deal(times)]
+        ranks.barrier()
+
+Tensors on the CPU travel by gloo and those on a GPU by NCCL. Every rank runs the same program and must reach the same
+collectives (functions of this module marked "all ranks call it") in the same order. What one rank writes another may
+read after a `barrier`: the folders of a command must lie on a file system that all its machines share. No clock is
+shared. A rank that dies ends the job with a sentence that names it (see watch.py).
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from diffusion_model import experiment
+from diffusion_model.watch import Hub, Watch
+
+Item = TypeVar("Item")
+
+ARRIVAL = timedelta(minutes=5)  # for every rank to start
+# For one rank to wait for another inside a collective. Death is noticed by the watch; this is for a rank that lives and
+# does not come, and long enough for the slowest single share of work.
+TIMEOUT = timedelta(hours=2)
+
+_watch: Watch | None = None
+_hub: Hub | None = None
+
+
+def first() -> bool:
+    """Whether this is the one rank that writes what all ranks share and speaks for them."""
+    return experiment.rank() == 0
+
+
+def say(text: str) -> None:
+    """Print one line on stdout, from the first rank alone."""
+    if first():
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def session(device: torch.device) -> Iterator[torch.device]:
+    """The body of a command shared by ranks; gives this rank's device. At its end every rank waits for the others.
+
+    An exception in one rank ends all of them: that rank tells it, the others leave quietly with status 1.
+    """
+    if experiment.world() == 1:
+        yield device
+        return
+    # The launcher stops the survivors of a death by SIGTERM; as an exception it lets them say first who died.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        device = start(device)
+        yield device
+        barrier()
+        finish()
+    except BaseException as error:
+        if _watch is not None:
+            _watch.leave_unless_first(error)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def start(device: torch.device) -> torch.device:
+    """Join the processes of torchrun, one device each; alone, nothing happens."""
+    global _watch, _hub
+    rank, world = experiment.rank(), experiment.world()
+    if world == 1:
+        return device
+    device = _own_device(device)
+    store = _meet()
+    name = f"rank {rank} on {socket.gethostname()} (pid {os.getpid()})"
+    if rank == 0:
+        _hub = Hub(name)
+        store.set("watch", json.dumps(_hub.card))
+    card = json.loads(_told(store))
+    speaks = rank == 1 or experiment.local_rank() == 0
+    address = "localhost" if rank == 0 else os.environ["MASTER_ADDR"]
+    _watch = Watch(rank, speaks, name, address, card)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    own = {"device_id": device} if device.type == "cuda" else {}
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT, **own)
+    return device
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """The CPU, or the GPU of this rank's number on its machine."""
+    if device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise experiment.UsageError(
+            f"--device {device} names one device for {experiment.world()} ranks: pass --device cuda, and each takes its own"
+        )
+    local, count = experiment.local_rank(), torch.cuda.device_count()
+    if local >= count:
+        raise ValueError(
+            f"local rank {local} on {socket.gethostname()} has no GPU of its own, there are {count}: "
+            f"pass --nproc_per_node={count} to torchrun, or --device cpu"
+        )
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _meet() -> dist.Store:
+    """The store of torchrun, of this attempt of the job."""
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if lacking:
+        raise ValueError(
+            f"WORLD_SIZE is {experiment.world()} but {lacking[0]} is not set: start the command with torchrun, or unset WORLD_SIZE"
+        )
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=ARRIVAL))
+    except RuntimeError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ValueError(
+            f"rank {experiment.rank()} cannot reach rank 0 at {where} ({error}): check the network"
+        ) from None
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _told(store: dist.Store) -> bytes:
+    try:
+        return store.get("watch")
+    except RuntimeError:
+        raise ValueError(
+            f"rank 0 did not start within {ARRIVAL.total_seconds():g} s: see its own message, then run the command again"
+        ) from None
+
+
+def finish() -> None:
+    """Leave the job. All ranks call it, after their last collective; alone, nothing happens."""
+    global _watch, _hub
+    if _watch is None:
+        return
+    dist.destroy_process_group()
+    _watch.close()
+    if _hub is not None:
+        _hub.close()
+    _watch = _hub = None
+
+
+def describe(place: Callable[[], str]) -> None:
+    """What the sentence about a dead rank adds: `place() = "at step 7: the last checkpoint is step 5"`."""
+    if _watch is not None:
+        _watch.describe = place
+
+
+def share(count: int, block: int = 1) -> range:
+    """This rank's consecutive rows of `count`, in whole blocks, so that batches of `block` are those of one rank.
+
+    Every row belongs to one rank; with fewer blocks than ranks some have none.
+    """
+    rank, world, blocks = experiment.rank(), experiment.world(), -(-count // block)
+    return range(min(blocks * rank // world * block, count), min(blocks * (rank + 1) // world * block, count))
+
+
+def deal(items: Sequence[Item]) -> list[Item]:
+    """This rank's items, dealt in turn, so that costs that grow along the list are even."""
+    return list(items[experiment.rank() :: experiment.world()])
+
+
+def barrier() -> None:
+    """Wait until every rank is here. All ranks call it."""
+    if experiment.world() > 1:
+        dist.all_reduce(torch.zeros(1))
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is up in any rank, the same answer everywhere. All ranks call it."""
+    if experiment.world() == 1:
+        return flag
+    raised = torch.tensor([int(flag)])
+    dist.all_reduce(raised)
+    return bool(raised.item())
+
+
+def sum_(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace tensors of one dtype and device by their sums over the ranks, equal in every rank. All ranks call it."""
+    if experiment.world() == 1 or not tensors:
+        return
+    if len(tensors) == 1 and tensors[0].is_contiguous():
+        dist.all_reduce(tensors[0])
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def mean_(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace tensors of one dtype and device by their means over the ranks (gradients). All ranks call it."""
+    if experiment.world() == 1:
+        return
+    sum_(tensors)
+    torch._foreach_div_(list(tensors), experiment.world())
+
+
+def collect(value: Any) -> list[Any]:
+    """The JSON values of all ranks, in the order of ranks, in every rank. All ranks call it."""
+    if experiment.world() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(experiment.world())]
+    dist.all_gather(sizes, torch.tensor([len(text)]))
+    width = int(max(sizes))
+    texts = [torch.zeros(width, dtype=torch.uint8) for _ in sizes]
+    dist.all_gather(texts, torch.frombuffer(bytearray(text.ljust(width)), dtype=torch.uint8))
+    return [json.loads(bytes(text.numpy()[: int(size)])) for text, size in zip(texts, sizes, strict=True)]
+
+
+def from_first(value: Any) -> Any:
+    """The JSON value of the first rank, in every rank: what all must agree on, such as the work to do. All ranks call it."""
+    return collect(value if first() else None)[0]
+
+
+def gather_rows(rows: np.ndarray) -> np.ndarray | None:
+    """All ranks' rows [N, ...] in the order of ranks, in the first rank; None in the others. All ranks call it."""
+    if experiment.world() == 1:
+        return rows
+    counts = collect(len(rows))
+    if not first():
+        if len(rows):
+            dist.send(torch.from_numpy(np.ascontiguousarray(rows).reshape(-1).view(np.uint8)), 0)
+        return None
+    whole = np.empty((sum(counts), *rows.shape[1:]), rows.dtype)
+    whole[: len(rows)] = rows
+    ends = np.cumsum(counts)
+    for rank, (count, end) in enumerate(zip(counts, ends, strict=True)):
+        if rank and count:
+            dist.recv(torch.from_numpy(whole[end - count : end].reshape(-1).view(np.uint8)), rank)
+    return whole
