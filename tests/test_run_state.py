@@ -7,25 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from run_folders import make_run, save
 
-from diffusion_model import arrays, board, checkpoint, run_state
+from diffusion_model import arrays, board, run_state
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def make_run(folder, images=100, batch=10):
-    """A run of ten steps as far as its config.json goes."""
-    record = {
-        "config": {"training.images": images, "training.batch": batch, "model.mode": "none", "data.name": "a"},
-        "scaling": {}, "data": {"name": "a", "hash": "0"}, "shape": [1, 2, 2], "std": 1.0,
-    }  # fmt: skip
-    checkpoint.write_run(folder, record)
-    return folder
-
-
-def save(run, step):
-    """A checkpoint, as far as its meta.json goes."""
-    arrays.write_json(run / "checkpoints" / str(step) / "meta.json", {"format": 1, "kind": "checkpoint", "step": step})
 
 
 def test_a_run_says_running_then_finished(tmp_path):
