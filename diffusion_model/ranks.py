@@ -64,12 +64,11 @@ def session(device: torch.device) -> Iterator[torch.device]:
         yield device
         barrier()
         finish()
+        signal.signal(signal.SIGTERM, before)
     except BaseException as error:
         if _watch is not None:
             _watch.leave_unless_first(error)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def start(device: torch.device) -> torch.device:

@@ -148,6 +148,9 @@ class Watch:
 
         A failed collective and the signals of the launcher are echoes of another rank's end: that is waited for first.
         """
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # the launcher's, for the end of the others: no reason to say less
         if isinstance(error, RuntimeError | KeyboardInterrupt):
             self._hear(HEAR)
         if self.fallen is None:
