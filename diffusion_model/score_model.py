@@ -21,6 +21,7 @@ from diffusion_model.encoder import Encoder, Posterior, widths
 from diffusion_model.experiment import nearest
 from diffusion_model.objective import LEVELS, WEIGHTS  # noqa: F401
 from diffusion_model.precondition import PRECONDITIONS
+from diffusion_model.sde import from_config
 from diffusion_model.trajectories import LEVEL_MAX, LEVEL_MIN
 from diffusion_model.unet import UNet
 
@@ -47,6 +48,7 @@ class ScoreModel(nn.Module):
         if height != width:
             raise ValueError(f"images of {height}x{width} pixels: expected squares")
         self.unit = std if model["unit"] == "data" else float(model["unit"])
+        self.sde = from_config(config["sde"], self.unit)
         self.encoder = Encoder(channels, encoder["widen"], probabilistic, encoder["fourier_scale"]) if encoded else None
         if encoded:  # faster than the default layout, on CPU and GPU; the UNet's narrow convolutions are not
             self.encoder.to(memory_format=torch.channels_last)
@@ -75,10 +77,11 @@ class ScoreModel(nn.Module):
                 f"this run has model.mode {self.mode}: its score is conditioned on the code of a given image and it has no "
                 "unconditional score; use a run of configs/edm.py (mode none) here"
             )
-        level = torch.as_tensor(level, dtype=x.dtype, device=x.device).expand(len(x))
-        coefficients = PRECONDITIONS[self.config["model"]["precondition"]](level, self.unit, self.std)
-        c_skip, c_out, c_in = (value[:, None, None, None] for value in coefficients[:3])
-        return c_skip * x + c_out * self.net(c_in * x, coefficients[3], code)
+        level = torch.as_tensor(level, dtype=torch.float64, device=x.device).expand(len(x))
+        form = PRECONDITIONS[self.config["model"]["precondition"]]
+        *outside, c_noise = (value.to(x.dtype) for value in form(level, self.sde, self.unit, self.std))
+        c_skip, c_out, c_in = (value[:, None, None, None] for value in outside)
+        return c_skip * x + c_out * self.net(c_in * x, c_noise, code)
 
     def score(self, x: torch.Tensor, level: torch.Tensor, code: torch.Tensor | None = None) -> torch.Tensor:
         """grad log p_level(x), [B, C, H, W]."""
@@ -107,5 +110,5 @@ class ScoreModel(nn.Module):
             else:
                 terms["l1"] = objective["lambda_z"] * posterior.mean.abs().sum(1).mean()
         error = self.denoise(x0 + level[:, None, None, None] * draws["noise"], level, code) - x0
-        weight = WEIGHTS[objective["weight"]](level, self.std) * importance
+        weight = WEIGHTS[objective["weight"]](level.double(), self.sde, self.std).to(error.dtype) * importance
         return {"score": (weight * error.square().flatten(1).sum(1)).mean(), **terms}

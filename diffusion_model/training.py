@@ -38,7 +38,7 @@ def draw(model: ScoreModel, config: Any, step: int, batch: int, device: torch.de
     options = {"generator": generator, "device": device}
     uniform = torch.rand(batch, dtype=torch.float64, **options)
     draws = {
-        "level": LEVELS[config["objective"]["levels"]](uniform, config, model.std).float(),
+        "level": LEVELS[config["objective"]["levels"]](uniform, model.sde, config["objective"]).float(),
         "noise": torch.randn(batch, *model.shape, **options),
     }
     if model.encoder is not None:

@@ -33,24 +33,6 @@ def draws_for(model, batch=6):
     return draws
 
 
-@pytest.mark.parametrize("name", PRECONDITIONS)
-def test_preconditioning_identities(name):
-    """EDM has unit input variance and c_out^2 = level^2 c_skip; VE is score = F / level: denoise = x + level F."""
-    level = torch.logspace(-3, 3, 30, dtype=torch.float64)
-    c_skip, c_out, c_in, _ = PRECONDITIONS[name](level, 1.0, 0.5)
-    if name == "edm":
-        assert torch.allclose(c_in**2 * (level**2 + 0.25), torch.ones_like(level))
-        assert torch.allclose(c_out**2, level**2 * c_skip)
-    else:
-        assert torch.equal(c_skip, torch.ones_like(level)) and torch.equal(c_out, level)
-
-
-def test_c_noise_keeps_the_units_of_training():
-    level = torch.tensor([0.02, 1.0, 100.0])
-    for function in PRECONDITIONS.values():
-        assert torch.allclose(function(2 * level, 2.0, 1.0)[3], function(level, 1.0, 0.5)[3])
-
-
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_loss_of_the_exact_gaussian_denoiser_is_its_analytic_value(weight, monkeypatch):
     """x0 ~ N(0, s^2 I): the best denoiser s^2 / (s^2 + l^2) x has error D s^2 l^2 / (s^2 + l^2)."""
@@ -63,7 +45,8 @@ def test_loss_of_the_exact_gaussian_denoiser_is_its_analytic_value(weight, monke
     x0 = std * torch.randn(count, *SHAPE)
     loss = model.loss(x0, {"level": torch.full((count,), level), "noise": torch.randn(count, *SHAPE)})["score"]
     dimension = math.prod(SHAPE)
-    exact = float(WEIGHTS[weight](torch.tensor(level), std)) * dimension * std**2 * level**2 / (std**2 + level**2)
+    factor = float(WEIGHTS[weight](torch.tensor(level, dtype=torch.float64), model.sde, std))
+    exact = factor * dimension * std**2 * level**2 / (std**2 + level**2)
     assert float(loss) == pytest.approx(exact, rel=6 * math.sqrt(2 / (count * dimension)))
 
 
@@ -129,12 +112,12 @@ def test_level_distributions():
     """Uniform time is log-uniform between the ends; log-normal has the stated median and quantiles."""
     model = make()
     uniform = torch.linspace(0, 1, 10_001, dtype=torch.float64)
-    levels = LEVELS["uniform-time"](uniform, model.config, model.std)
+    levels = LEVELS["uniform-time"](uniform, model.sde, model.config["objective"])
     assert float(levels[0]) == pytest.approx(0.5 * 0.01, rel=1e-3) and float(levels[-1]) == pytest.approx(
         25.0, rel=1e-9
     )
     assert float(levels[5000]) == pytest.approx(0.5 * math.sqrt(0.01 * 50), rel=1e-3)
-    levels = LEVELS["log-normal"](uniform, model.config, model.std).log()
+    levels = LEVELS["log-normal"](uniform, model.sde, model.config["objective"]).log()
     assert float(levels[5000]) == pytest.approx(-1.2) and float(levels[8413]) == pytest.approx(0.0, abs=2e-3)
 
 
