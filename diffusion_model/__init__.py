@@ -8,7 +8,9 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     experiment*          a command's line, errors, configuration, randomness, device, progress
     ranks* watch         the processes of torchrun share one command's work; a rank that dies is named
     data*                data sets as uint8 array folders; pixel range and model space
-    sources              where the images of each data set come from
+    sources raw          the table of built-in data sets; one split before it is written
+    synthetic digits cifar pictures own_arrays   what reads them: drawn, MNIST's family, CIFAR, image files, your own arrays
+    blocks               a large array written on several processes, resumed where it was killed
     sde*                 linear SDEs in the one coordinate `level` = sigma / alpha
     precondition         c_in, c_noise, c_skip, c_out around a network
     objective            where levels are drawn in training, and what an error counts at each

@@ -23,12 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import arrays
-from diffusion_model.experiment import nearest, progress
-from diffusion_model.sources import DATASETS, LATER, SPLITS, Dataset, Raw, load_own
+from diffusion_model import arrays, blocks
+from diffusion_model.blocks import BLOCK
+from diffusion_model.experiment import UsageError, nearest
+from diffusion_model.own_arrays import load_own
+from diffusion_model.pictures import load_classes
+from diffusion_model.raw import SPLITS, Dataset, Loaded, Raw
+from diffusion_model.sources import ALIASES, DATASETS
 
 KIND = "images"
-BLOCK = 1024  # images read and written at once
 COMMAND = "python diffusion_model/prepare_data.py"
 
 
@@ -64,8 +67,15 @@ class Split:
 
 
 def root(given: Path | str | None = None) -> Path:
-    """The folder of the data sets: the one given, else `$DATA`, else `data`."""
-    return Path(given or os.environ.get("DATA") or "data")
+    """The folder of the data sets: the one given, else `$DATA`, else `data`; a mistyped one is not made."""
+    asked = given or os.environ.get("DATA")
+    folder = Path(asked or "data")
+    if asked and not folder.parent.is_dir():
+        option = "--data" if given else "$DATA"
+        raise FileNotFoundError(
+            f"{option} {folder}: there is no folder {folder.parent} to hold it: make it, or mend the path"
+        )
+    return folder
 
 
 _root = root  # the functions below have an argument of that name
@@ -77,8 +87,8 @@ def canonical(name: str) -> str:
     for known in DATASETS:
         if plain == known.replace("_", ""):
             return known
-    if plain in LATER:
-        raise ValueError(f"data set {name!r} is known but not supported yet; accepted: {', '.join(DATASETS)}")
+    if plain in ALIASES:
+        return ALIASES[plain]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ValueError(f"data set name {name!r}: expected letters, digits, '.', '_' and '-'")
     return name.lower()
@@ -93,7 +103,7 @@ def open_split(name: str, split: str, root: Path | str | None = None) -> Split:
         if name not in DATASETS:
             raise FileNotFoundError(
                 f"no data set {name!r} in {folder} ({nearest(name, [*DATASETS, *_prepared(folder)])}): "
-                f"for your own images run `{COMMAND} {name} --source FILE.npz`"
+                f"for your own images run `{COMMAND} {name} --source PATH`"
             )
         prepare(name, folder, download=False)
     held, meta = arrays.read_folder(folder / name / split, KIND, f"run `{COMMAND} {name}` again")
@@ -200,41 +210,72 @@ def channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
 
 
+def resident(split: Split, device: torch.device | str) -> torch.Tensor | None:
+    """The images uint8 [N, C, H, W] on a CUDA device where they take less than a third of its free memory, else None.
+
+    On the CPU always None: the memory map of the file is as good.
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or 3 * split.images.nbytes >= torch.cuda.mem_get_info(device)[0]:
+        return None
+    images = torch.empty(split.images.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(split), BLOCK):  # never a second copy of the set in the host's memory
+        images[start : start + BLOCK] = torch.from_numpy(np.array(split.images[start : start + BLOCK]))
+    return images
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Preparing a set
 
 
-def prepare(name: str, root: Path | str, source: Path | str | None = None, download: bool = True) -> Path:
+def prepare(
+    name: str, root: Path | str, source: Path | str | None = None, download: bool = True,
+    workers: int | None = None, size: int | None = None,
+) -> Path:  # fmt: skip
     """Write `ROOT/NAME/{train,test}` once and return `ROOT/NAME`; what is prepared already is left as it is.
 
-    source: a folder of IDX files (MNIST, Fashion-MNIST), a folder that holds CIFAR-10, or a `.npy`/`.npz` of your own.
+    source: the folder of a built-in set's files, or images of your own: a `.npy`, a `.npz`, or a folder with one a class.
+    workers: processes that decode images (default: the cores); the result has the same bytes for any number.
+    size: side in pixels to which a folder of your own is resized and cropped.
     """
     name, root = canonical(name), Path(root)
     folder = root / name
     if name not in DATASETS and source is None and not _is_prepared(folder):
         raise FileNotFoundError(
             f"{name!r} is no built-in data set ({nearest(name, DATASETS)}): "
-            f"for your own images run `{COMMAND} {name} --source FILE.npz`"
+            f"for your own images run `{COMMAND} {name} --source PATH`"
         )
     with _lock(root / f".{name}.lock"):
         if _is_prepared(folder):
-            _refuse_other_source(folder, source)
-            return folder
-        if name in DATASETS:
-            found = _locate(name, root, source, download)
-            kind = DATASETS[name]
-            splits, attributes = kind.load(found), kind.attributes
-            extra = {"origin": kind.origin, "licence": kind.licence, "class_names": kind.class_names}
-            _check_counts(name, kind, splits)
+            _refuse_other_source(folder, source, size)
         else:
-            found = Path(source)
-            splits, attributes, how = load_own(found)
-            extra = {"origin": "given by the user", "licence": "unknown", "class_names": {}, "splitting": how}
-        _check_space(name, root, splits)
-        for split, raw in splits.items():
-            _write_split(folder / split, f"{name}/{split}", raw, attributes, dataset=name, split=split,
-                         source=str(found) if found else "made by the project", **extra)  # fmt: skip
+            found, loaded, about = _load(name, root, source, download, size)
+            _check_space(name, root, loaded.splits)
+            for split, raw in loaded.splits.items():
+                _write_split(folder / split, f"{name}/{split}", raw, workers or blocks.cores(), dataset=name, split=split,
+                             source=str(found) if found else "made by the project", splitting=loaded.splitting, **about)  # fmt: skip
     return folder
+
+
+def _load(
+    name: str, root: Path, source: Path | str | None, download: bool, size: int | None
+) -> tuple[Path | None, Loaded, dict[str, Any]]:
+    """Where the images are, both splits of them, and what their meta.json will say of the set."""
+    if name not in DATASETS:
+        found = Path(source)
+        if size is not None and not found.is_dir():
+            raise UsageError(f"--size {size}: only a folder of images is resized, and {found} is none")
+        loaded = load_classes(found, size) if found.is_dir() else load_own(found)
+        about = {"origin": "given by the user", "licence": "unknown"}
+        return found, loaded, about | {"attributes": loaded.attributes, "class_names": loaded.class_names}
+    kind = DATASETS[name]
+    if size is not None:
+        raise UsageError(f"--size {size}: {name} has the size {kind.shape[1]}; give your own images another name")
+    found = _locate(name, root, source, download)
+    loaded = kind.load(found)
+    _check_counts(name, kind, loaded)
+    about = {"origin": kind.origin, "licence": kind.licence, "attributes": kind.attributes}
+    return found, loaded, about | {"class_names": kind.class_names | loaded.class_names}
 
 
 @contextmanager
@@ -246,10 +287,13 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_other_source(folder: Path, source: Path | str | None) -> None:
-    written = arrays.read_meta(folder / "train", KIND, "")["source"]
-    if source is not None and str(source) != written:
-        raise ValueError(f"{folder} was prepared from {written}: remove it to prepare it from {source}")
+def _refuse_other_source(folder: Path, source: Path | str | None, size: int | None) -> None:
+    meta = arrays.read_meta(folder / "train", KIND, "")
+    if source is not None and str(source) != meta["source"]:
+        raise ValueError(f"{folder} was prepared from {meta['source']}: remove it to prepare it from {source}")
+    if size is not None and meta["shape"][1:] != [size, size]:
+        written = "x".join(map(str, meta["shape"][1:]))
+        raise ValueError(f"{folder} was prepared at {written}: remove it to prepare it at {size}x{size}")
 
 
 def _locate(name: str, root: Path, source: Path | str | None, download: bool) -> Path | None:
@@ -267,6 +311,11 @@ def _locate(name: str, root: Path, source: Path | str | None, download: bool) ->
     found = kind.find(root)
     if found is not None:
         return found
+    if kind.download is None:
+        raise FileNotFoundError(
+            f"{name} is not prepared in {root} and cannot be downloaded freely: {kind.place.format(root=root)}, "
+            f"and run `{COMMAND} {name}`"
+        )
     if not download:
         raise FileNotFoundError(
             f"{name} is not prepared in {root}: run `{COMMAND} {name}`, which downloads it; without a network, "
@@ -294,11 +343,14 @@ def _timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _check_counts(name: str, kind: Dataset, splits: dict[str, Raw]) -> None:
+def _check_counts(name: str, kind: Dataset, loaded: Loaded) -> None:
     for split, expected in zip(SPLITS, kind.counts, strict=True):
-        if len(splits[split].labels) != expected:
-            raise ValueError(f"{name}/{split} has {len(splits[split].labels)} images, expected {expected}")
-        shape = splits[split].read(np.arange(1)).shape[1:]
+        raw = loaded.splits[split]
+        if loaded.published and len(raw.labels) != expected:
+            raise ValueError(f"{name}/{split} has {len(raw.labels)} images, expected {expected}")
+        if not len(raw.labels):
+            raise ValueError(f"{name}/{split} has no images")
+        shape = raw.read(np.arange(1)).shape[1:]
         if shape != kind.shape:
             raise ValueError(f"{name}/{split} has images of shape {list(shape)}, expected {list(kind.shape)}")
 
@@ -306,34 +358,46 @@ def _check_counts(name: str, kind: Dataset, splits: dict[str, Raw]) -> None:
 def _check_space(name: str, root: Path, splits: dict[str, Raw]) -> None:
     """Say what will be written, and stop where the disk does not hold it."""
     need = sum(len(raw.labels) * raw.read(np.arange(1)).size + 8 * raw.labels.size for raw in splits.values())
-    free = shutil.disk_usage(root).free
+    begun = [blocks.part(root / name / split / "images.npy") for split in splits]
+    free = shutil.disk_usage(root).free + sum(512 * path.stat().st_blocks for path in begun if path.is_file())
     counts = ", ".join(f"{len(raw.labels):,} {split}" for split, raw in splits.items())
     print(f"preparing {name} in {root / name}: {counts} images, {need / 1e6:.1f} MB on disk", file=sys.stderr)
     if need > free:
         raise ValueError(f"{name} needs {need / 1e6:.1f} MB in {root}, where {free / 1e6:.1f} MB are free")
 
 
-def _write_split(folder: Path, what: str, raw: Raw, attributes: dict[str, int], **meta: Any) -> None:
-    """Stream one split to disk, checking and hashing on the way."""
-    (folder / "meta.json").unlink(missing_ok=True)
-    count = len(raw.labels)
+def _write_split(folder: Path, what: str, raw: Raw, workers: int, *, attributes: dict[str, int], **meta: Any) -> None:
+    """Write one split, checking every block, and seal it with its hash; one that was sealed from the same files stays."""
     labels = np.ascontiguousarray(raw.labels, dtype=np.int64)
+    key = _split_key(raw, labels)
+    if key and arrays.is_finished(folder) and arrays.read_meta(folder, KIND, "").get("key") == key:
+        return
+    (folder / "meta.json").unlink(missing_ok=True)
     check(raw.read(np.arange(1)), labels[:1], attributes, what)
-    shape = (count, *raw.read(np.arange(1)).shape[1:])
-    digest = hashlib.sha256()
+    shape = (len(labels), *raw.read(np.arange(1)).shape[1:])
 
-    def write(path: Path) -> None:
-        target = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        starts = range(0, count, BLOCK)
-        for start in progress(starts, f"preparing {what}", f"blocks of {BLOCK}"):
-            block = np.ascontiguousarray(raw.read(np.arange(start, min(start + BLOCK, count))))
-            check(block, labels[start : start + BLOCK], attributes, what)
-            target[start : start + BLOCK] = block
-            digest.update(block)
-        target.flush()
+    def check_block(rows: np.ndarray, block: np.ndarray) -> None:
+        check(block, labels[rows], attributes, what)
 
-    arrays.write_atomically(folder / "images.npy", write)
+    images = folder / "images.npy"
+    blocks.write(images, raw, shape, workers, what, check_block)
     arrays.write_array(folder / "labels.npy", labels)
+    arrays.seal_folder(folder, KIND, ["images", "labels"], attributes=attributes, count=len(labels), shape=list(shape[1:]),
+                       hash=_hash(images, labels), key=key, **meta)  # fmt: skip
+    blocks.forget(images)
+
+
+def _split_key(raw: Raw, labels: np.ndarray) -> str | None:
+    """What a decoded split is a function of: its files and its labels."""
+    if raw.key is None:
+        return None
+    return hashlib.sha256(raw.key(np.arange(len(labels))).encode() + labels.tobytes()).hexdigest()
+
+
+def _hash(path: Path, labels: np.ndarray) -> str:
+    """SHA-256 over the bytes of the images and then of the labels."""
+    digest, images = hashlib.sha256(), np.load(path, mmap_mode="r", allow_pickle=False)
+    for start in range(0, len(images), BLOCK):
+        digest.update(images[start : start + BLOCK])
     digest.update(labels)
-    arrays.seal_folder(folder, KIND, ["images", "labels"], attributes=attributes, count=count, shape=list(shape[1:]),
-                       hash=digest.hexdigest(), **meta)  # fmt: skip
+    return digest.hexdigest()

@@ -1,29 +1,42 @@
-"""Write a data set once as uint8 array folders, from this machine, from a download or from arrays of your own.
+"""Write a data set once as uint8 array folders, from this machine, from a download or from images of your own.
 
-NAME is a built-in set in any spelling (Synthetic, synthetic16, FashionMNIST, MNIST, CIFAR10) or, with --source FILE.npz
-or FILE.npy, any new name. What is prepared already is left as it is.
+NAME is a built-in set in any spelling (Synthetic, synthetic16, FashionMNIST, MNIST, ColoredMNIST, CIFAR10, CIFAR100,
+MiniImageNet, CelebA) or, with --source, any new name. What is prepared already is left as it is; what was interrupted
+goes on where it stopped.
 
   python diffusion_model/prepare_data.py Synthetic
   python diffusion_model/prepare_data.py FashionMNIST --source folder/of/idx/files
+  python diffusion_model/prepare_data.py CelebA --source folder/of/img_align_celeba/and/tables
   python diffusion_model/prepare_data.py mine --source mine.npz
+  python diffusion_model/prepare_data.py mine --source folder/of/classes --size 64
 
 An .npz holds images and labels, or train_images, train_labels, test_images and test_labels; images are uint8 [N, H, W],
 [N, H, W, C] or [N, C, H, W], labels integers [N] or [N, A], with names for the columns in attributes if wished. A .npy
-holds images, their labels lie beside it in FILE_labels.npy. Without a split, 80 % train by a fixed seed.
+holds images, their labels lie beside it in FILE_labels.npy. A folder holds train/CLASS/ and test/CLASS/, or CLASS/, with
+image files of one size, or of any sizes with --size: the shorter side is resized to it and the middle square kept.
+Without a split, 80 % train by a fixed seed.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_model import data
-from diffusion_model.experiment import Parser, launch
+from diffusion_model import blocks, data
+from diffusion_model.experiment import Parser, UsageError, launch
 
 
 def parser() -> Parser:
     """The command line."""
     parse = Parser(__doc__, prog="prepare_data.py")
     parse.add_argument("name", metavar="NAME", help="data set")
-    parse.add_argument("--source", type=Path, help="folder of a built-in set's files, or a .npy or .npz of your own")
+    parse.add_argument(
+        "--source",
+        type=Path,
+        help="folder of a built-in set's files; or a .npy, a .npz or a folder of classes of your own",
+    )
+    parse.add_argument(
+        "--size", type=int, help="side in pixels to resize and crop a folder of your own to (default: as they are)"
+    )
+    parse.add_argument("--workers", type=int, default=blocks.cores(), help="processes that decode images")
     parse.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
     return parse
 
@@ -31,8 +44,11 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare, then say what is there."""
     options = parser().parse_args(argv)
+    for name, value in (("--size", options.size), ("--workers", options.workers)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} {value}: expected 1 or more")
     root = data.root(options.data)
-    folder = data.prepare(options.name, root, options.source)
+    folder = data.prepare(options.name, root, options.source, workers=options.workers, size=options.size)
     for split in data.SPLITS:
         held = data.open_split(folder.name, split, root)
         attributes = ", ".join(f"{name} ({classes})" for name, classes in held.attributes.items()) or "no labels"
