@@ -319,7 +319,8 @@ def _stretched(images: Tensor, levels: Tensor) -> Tensor:
     """Levels spread so that each channel's darkest becomes 0 and its lightest 255; a flat channel stays."""
     flat = images.flatten(2)
     low, high = (extreme.long()[..., None] for extreme in (flat.amin(2), flat.amax(2)))
-    scale = 255 / (high - low).clamp(min=1).double()
+    width = (high - low).clamp(min=1).double()
+    scale = torch.full_like(width, 255) / width  # 255 / width would multiply by a rounded reciprocal
     spread = (levels * scale + -low * scale).long().clamp(0, 255)
     return torch.where(high > low, spread, levels)
 
