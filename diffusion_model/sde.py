@@ -22,8 +22,6 @@ run's config.json, and a run whose file has gone or changed is refused.
 """
 
 import hashlib
-import importlib.machinery
-import importlib.util
 import inspect
 import math
 import sys
@@ -236,22 +234,22 @@ def _path_of(name: str) -> Path:
 def _class_of(name: str, expected: str | None) -> type[LinearSDE]:
     """The class that FILE.py:CLASS names; with `expected` (SHA-256) the file is refused when it has changed."""
     path, wanted = _path_of(name), name.rpartition(":")[2]
-    digest = fingerprint(name)["sde.sha256"]
+    text = path.read_bytes()
+    digest = hashlib.sha256(text).hexdigest()
     if expected not in (None, digest):
         raise ValueError(
             f"sde.name {name}: {path} has changed since the run began (SHA-256 {digest[:12]}, then {expected[:12]}): "
             "put the old file back, or train a new run"
         )
-    module = _module(path, f"user_sde_{digest[:16]}", name)
+    module = _module(text, path, digest, name)
     kind = getattr(module, wanted, None)
-    known = [key for key, value in vars(module).items() if _is_process(value) and value is not LinearSDE]
     if not _is_process(kind):
+        known = [key for key, value in vars(module).items() if _is_process(value) and value is not LinearSDE]
         kinds = nearest(wanted, known) if known else "it has none"
         raise ValueError(f"sde.name {name}: {path} has no subclass of LinearSDE called {wanted!r}; {kinds}")
     if kind.__abstractmethods__:
-        raise ValueError(
-            f"sde.name {name}: {wanted} lacks {', '.join(sorted(kind.__abstractmethods__))}: a linear SDE has alpha(t) and sigma(t)"
-        )
+        lacking = " and ".join(sorted(kind.__abstractmethods__))
+        raise ValueError(f"sde.name {name}: {wanted} lacks {lacking}; expected alpha(t) and sigma(t) of its own")
     return kind
 
 
@@ -259,19 +257,18 @@ def _is_process(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, LinearSDE)
 
 
-def _module(path: Path, key: str, name: str) -> ModuleType:
-    """The file as a module; known to Python under `key`, as dataclasses want it."""
+def _module(text: bytes, path: Path, digest: str, name: str) -> ModuleType:
+    """The very bytes that were hashed as a module; Python knows it by the hash, as dataclasses want it."""
+    key = f"sde_{digest}"
     if key not in sys.modules:
-        loader = importlib.machinery.SourceFileLoader(key, str(path))
-        module = importlib.util.module_from_spec(importlib.util.spec_from_loader(key, loader))
+        module = ModuleType(key)
         sys.modules[key] = module
         try:
-            loader.exec_module(module)
+            exec(compile(text, str(path), "exec"), vars(module))
         except Exception as error:
             del sys.modules[key]
-            raise ValueError(
-                f"sde.name {name}: {path} cannot be run as Python ({type(error).__name__}: {error})"
-            ) from None
+            fault = f"{type(error).__name__}: {error}"
+            raise ValueError(f"sde.name {name}: {path} cannot be run as Python ({fault})") from None
     return sys.modules[key]
 
 
