@@ -310,7 +310,13 @@ def environment() -> dict[str, Any]:
 
 
 def progress(items: Iterable[Any], what: str, unit: str = "it", total: int | None = None) -> Iterator[Any]:
-    """Iterate with progress on stderr: a tqdm bar on a terminal, else a line every `REPORT_EVERY` seconds with speed and time left."""
+    """Iterate with progress on stderr: a tqdm bar on a terminal, else a line every `REPORT_EVERY` seconds with speed and time left.
+
+    Of several ranks the first reports, on its own share.
+    """
+    if rank():
+        yield from items
+        return
     if total is None:
         total = len(items)
     if sys.stderr.isatty():

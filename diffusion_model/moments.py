@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from diffusion_model import arrays, data, experiment
+from diffusion_model import arrays, data, experiment, ranks
 
 
 class Moments:
@@ -46,6 +46,13 @@ class Moments:
     def merge(self, other: "Moments") -> Self:
         """Add what another has seen."""
         return self._combine(other, 1)
+
+    def merge_ranks(self) -> Self:
+        """Add what the other ranks have seen, in every rank; exact for uint8. All ranks call it."""
+        self.count = sum(ranks.collect(self.count))
+        ranks.sum_([self.total])
+        ranks.sum_([self.second])
+        return self
 
     def remove(self, other: "Moments") -> Self:
         """Take away what another has seen; it must be part of what this one has."""
@@ -100,12 +107,16 @@ class Moments:
 
 
 def of_images(split: data.Split, batch: int = 1024) -> Moments:
-    """Moments of a split's uint8 pixels [C*H*W], streamed, with what names the split as their meta."""
+    """Moments of a split's uint8 pixels [C*H*W], streamed, with what names the split as their meta.
+
+    Ranks share the batches, and every rank gets the sums of all, which are one rank's bit for bit. All ranks call it.
+    """
     shape = list(split.images.shape[1:])
     moments = Moments(
         int(np.prod(shape)), dataset=split.name, split=split.split, data_hash=split.hash, shape=shape, values="uint8"
     )
-    starts = range(0, len(split.images), batch)
+    rows = ranks.share(len(split.images), batch)
+    starts = range(rows.start, rows.stop, batch)
     for start in experiment.progress(starts, f"moments of {split.name}/{split.split}", "batch"):
-        moments.update(split.images[start : start + batch])
-    return moments
+        moments.update(split.images[start : min(start + batch, rows.stop)])
+    return moments.merge_ranks()

@@ -35,6 +35,7 @@ TIMEOUT = timedelta(hours=2)
 
 _watch: Watch | None = None
 _hub: Hub | None = None
+_sessions = 0
 
 
 def first() -> bool:
@@ -113,7 +114,8 @@ def _own_device(device: torch.device) -> torch.device:
 
 
 def _meet() -> dist.Store:
-    """The store of torchrun, of this attempt of the job."""
+    """The store of torchrun, with names of this attempt and session alone."""
+    global _sessions
     lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if lacking:
         raise ValueError(
@@ -126,7 +128,8 @@ def _meet() -> dist.Store:
         raise ValueError(
             f"rank {experiment.rank()} cannot reach rank 0 at {where} ({error}): check the network"
         ) from None
-    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    _sessions += 1
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} session {_sessions}", store)
 
 
 def _told(store: dist.Store) -> bytes:
@@ -170,10 +173,26 @@ def deal(items: Sequence[Item]) -> list[Item]:
     return list(items[experiment.rank() :: experiment.world()])
 
 
+def rounds(items: Sequence[Item]) -> list[list[Item]]:
+    """The items in groups of one a rank, for work that is recorded after each; `deal(group)` is this rank's, or none."""
+    world = experiment.world()
+    return [list(items[start : start + world]) for start in range(0, len(items), world)]
+
+
 def barrier() -> None:
     """Wait until every rank is here. All ranks call it."""
     if experiment.world() > 1:
         dist.all_reduce(torch.zeros(1))
+
+
+def first_makes(make: Callable[[], Item]) -> Item:
+    """`make()` in the first rank and then in the others, which find on disk what the first has written. All ranks call it."""
+    if not first():
+        barrier()
+    made = make()
+    if first():
+        barrier()
+    return made
 
 
 def any_rank(flag: bool) -> bool:

@@ -1,11 +1,12 @@
 """Encode images at every time of the paper's grids: run -> trajectories of representations, and Gaussian moments.
 
     python diffusion_model/representations.py runs/drl-synthetic16 --granularities 10 --sources encoder untrained pixels
+    torchrun --nproc_per_node=8 diffusion_model/representations.py runs/drl-cifar10
 
 writes RUN/trajectories/SOURCE/SPLIT/ (one file a time over the union of the grids asked for) and RUN/moments/ (count, mean
 and covariance of the training images and of z at each time). Sources: the trained encoder (its live weights, posterior
 mean, clean images), the same network untrained as a control, and the raw pixels (one time, 0). The same command again
-goes on with the times that are missing.
+goes on with the times that are missing, on any number of ranks. Ranks share the times, and write what one would.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import checkpoint, data, experiment, moments, trajectories
+from diffusion_model import arrays, checkpoint, data, experiment, moments, ranks, trajectories
 from diffusion_model.score_model import ScoreModel
 
 SOURCES = ("encoder", "untrained", "pixels")
@@ -50,8 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         times = trajectories.union(args.granularities)
     except ValueError as error:
         raise experiment.UsageError(f"--granularities: {error}") from None
+    with ranks.session(experiment.choose_device(args.device)) as device:
+        encode_run(args, times, device)
+    return 0
+
+
+def encode_run(args: Any, times: list[float], device: torch.device) -> None:
+    """Every split and source of a run."""
     record = checkpoint.read_run(args.run)
-    model = checkpoint.load_score_model(args.run, args.step, device=experiment.choose_device(args.device))
+    model = checkpoint.load_score_model(args.run, args.step, device=device)
     if model.encoder is None:
         raise ValueError(
             f"{args.run} has model.mode none and no encoder: train one with --config configs/drl.py:PRESET"
@@ -65,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         split = dataclasses.replace(split, images=split.images[: args.limit], labels=split.labels[: args.limit])
         for source in args.sources:
             encode_split(args, model, record, split, source, times)
-    return 0
 
 
 def encode_split(
@@ -81,21 +88,35 @@ def encode_split(
         "step": {"encoder": model.step, "untrained": 0, "pixels": None}[source], "class_names": split.meta.get("class_names"),
     }  # fmt: skip
     writer = trajectories.Writer(folder, times, split.labels, split.attributes, dimension, **provenance)
-    pending = writer.pending
-    if not pending:
-        print(f"{folder}: nothing to do, {len(times)} times are stored")
-        return
-    size = len(pending) * len(split) * dimension * 4 / 1e6
-    print(
-        f"{folder}: {len(pending)} of {len(times)} times, {len(split):,} images, {dimension} features: {size:.1f} MB",
-        file=sys.stderr,
-    )
-    encode = encoder_of(model, record, source)
-    for time in experiment.progress(pending, f"encoding {source}/{split.split}", "times"):
-        writer.write(time, encode_images(encode, model, split, time, args.batch))
+    pending = ranks.from_first(writer.pending)
+    if pending:
+        size = len(pending) * len(split) * dimension * 4 / 1e6
+        described = f"{len(split):,} images, {dimension} features: {size:.1f} MB"
+        if ranks.first():
+            print(f"{folder}: {len(pending)} of {len(times)} times, {described}", file=sys.stderr)
+        encode_times(encoder_of(model, record, source), model, split, writer, pending, args.batch)
+    else:
+        ranks.say(f"{folder}: nothing to do, {len(times)} times are stored")
     if split.split == "train" and source == "encoder":
         whole = data.open_split(split.name, "train", args.data)
         write_moments(args.run / "moments", whole, trajectories.Trajectories(folder))
+
+
+def encode_times(
+    encode: Callable[[torch.Tensor, float], torch.Tensor],
+    model: ScoreModel,
+    split: data.Split,
+    writer: trajectories.Writer,
+    pending: list[float],
+    batch: int,
+) -> None:
+    """Encode the pending times, one a rank at once: each rank writes its own, then the first records those of all."""
+    for group in experiment.progress(ranks.rounds(pending), f"encoding {writer.folder}", "times a rank"):
+        written = {}
+        for time in ranks.deal(group):
+            written = writer.put(time, encode_images(encode, model, split, time, batch))
+        writer.record(ranks.collect(written))
+    ranks.barrier()  # what follows reads the store that the first rank has recorded
 
 
 def encoder_of(model: ScoreModel, record: dict[str, Any], source: str) -> Callable[[torch.Tensor, float], torch.Tensor]:
@@ -142,20 +163,20 @@ def calibrate(model: ScoreModel, record: dict[str, Any], images: int = 512) -> N
 
 
 def write_moments(folder: Path, split: data.Split, store: trajectories.Trajectories) -> None:
-    """RUN/moments/images and RUN/moments/z_TIME: sums of the training images (uint8) and of z at each time."""
-    if not (folder / "images" / "meta.json").is_file():
-        moments.of_images(split).save(folder / "images")
-    for time in store.times:
-        target = folder / f"z_{time:.8f}"
-        if not (target / "meta.json").is_file():
-            described = {
-                "dataset": split.name,
-                "data_hash": split.hash,
-                "split": split.split,
-                "time": time,
-                "values": "z",
-            }
-            moments.Moments(store.dimension, **described).update(np.asarray(store.at(time))).save(target)
+    """RUN/moments/images and RUN/moments/z_TIME: sums of the training images (uint8) and of z at each time.
+
+    Ranks share the batches of the images and the times of z.
+    """
+    if ranks.from_first(not arrays.is_finished(folder / "images")):
+        images = moments.of_images(split)
+        if ranks.first():
+            images.save(folder / "images")
+    described = {"dataset": split.name, "data_hash": split.hash, "split": split.split, "values": "z"}
+    targets = {time: folder / f"z_{time:.8f}" for time in store.times}
+    missing = ranks.from_first([time for time in store.times if not arrays.is_finished(targets[time])])
+    for time in ranks.deal(missing):
+        held = moments.Moments(store.dimension, **described, time=time)
+        held.update(np.asarray(store.at(time))).save(targets[time])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ of the data's standard deviation (From Points to Functions, section 4; sigma(t) 
 granularities k use the times i/k; their union is encoded once: 109 distinct times where single grids need 161.
 
 A store is `RUN/trajectories/SOURCE/SPLIT/`: `labels.npy`, `z_TIME.npy` ... and `meta.json`, rewritten after each time,
-so that an interrupted command goes on with the times that are missing.
+so that an interrupted command goes on with the times that are missing. Where ranks share the times, each writes its own
+`z_TIME.npy` and the first alone writes `meta.json`: it never names a file that is not whole.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_model import arrays
+from diffusion_model import arrays, ranks
 
 KIND = "trajectories"
 LEVEL_MIN, LEVEL_MAX = 0.01, 50.0  # in units of the data's standard deviation
@@ -110,6 +111,7 @@ class Writer:
     """Writer of one store and split; `pending` lists the times still to be encoded, `write` adds one of them.
 
     Opening a folder that holds a store of the same provenance goes on with it; another provenance is a ValueError.
+    Ranks that share the times `put` them and `record` those of all; one process does both by `write`.
     """
 
     def __init__(self, folder: Path, times: Sequence[float], labels: np.ndarray, attributes: dict[str, int],
@@ -124,20 +126,25 @@ class Writer:
                 raise ValueError(f"{self.folder} holds trajectories of another origin ({changes}): remove it first")
             self.meta["requested"] = sorted({*self.meta["requested"], *times})
         else:
-            arrays.write_array(self.folder / "labels.npy", np.asarray(labels, dtype=np.int64))
-            described = arrays.describe(self.folder / "labels.npy")
             self.meta = {
                 "format": arrays.FORMAT,
                 "kind": KIND,
                 **identity,
                 "requested": sorted(times),
-                "labels": described,
+                "labels": self._write_labels(labels),
                 "stored": {},
             }
         self._save()
 
+    def _write_labels(self, labels: np.ndarray) -> dict[str, Any] | None:
+        if not ranks.first():
+            return None
+        arrays.write_array(self.folder / "labels.npy", np.asarray(labels, dtype=np.int64))
+        return arrays.describe(self.folder / "labels.npy")
+
     def _save(self) -> None:
-        arrays.write_json(self.folder / "meta.json", self.meta)
+        if ranks.first():
+            arrays.write_json(self.folder / "meta.json", self.meta)
 
     @property
     def pending(self) -> list[float]:
@@ -146,6 +153,10 @@ class Writer:
 
     def write(self, time: float, z: np.ndarray) -> None:
         """Store z [N, D] at one time; a wrong shape or a value that is not finite is a ValueError."""
+        self.record([self.put(time, z)])
+
+    def put(self, time: float, z: np.ndarray) -> dict[str, Any]:
+        """Write the file of one time and return what `record` is to be told of it; until then the time is pending."""
         expected = (self.meta["count"], self.meta["dimension"])
         if z.shape != expected:
             raise ValueError(f"representations at time {time:g} have shape {z.shape}, expected {expected}")
@@ -153,9 +164,11 @@ class Writer:
             raise ValueError(f"representations at time {time:g} are not finite: the run has diverged")
         path = self.folder / f"{_file(time)}.npy"
         arrays.write_array(path, z)
-        self.meta["stored"][f"{time:.8f}"] = {
-            "time": time,
-            "level": level_of(time),
-            "crc32": arrays.file_checksum(path),
-        }
+        entry = {"time": time, "level": level_of(time), "crc32": arrays.file_checksum(path)}
+        return {f"{time:.8f}": entry}
+
+    def record(self, written: Iterable[dict[str, Any]]) -> None:
+        """Take times that were put, by this rank and others, into the store."""
+        for entries in written:
+            self.meta["stored"] |= entries
         self._save()

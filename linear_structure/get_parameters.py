@@ -3,16 +3,21 @@
 DATASET is a prepared data set in any spelling, KIND says what to keep (gaussian: mean, eigenvectors and eigenvalues of
 the covariance; isotropic: mean and one variance), DIR is the folder to write. Statistics are kept for uint8 pixels, so
 that one folder serves every run on the data. What is there already for the same options is kept; anything else is refused.
+Ranks share the images, and as their sums are exact the statistics are those of one.
 
   python linear_structure/get_parameters.py CIFAR10 gaussian gaussian_params
+  torchrun --nproc_per_node=8 linear_structure/get_parameters.py celeba gaussian gaussian_params
   python linear_structure/get_parameters.py synthetic16 gaussian gaussian_params --moments runs/drl-synthetic16/moments
 """
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from diffusion_model import arrays, data, moments
+import torch
+
+from diffusion_model import arrays, data, moments, ranks
 from diffusion_model.experiment import Parser, UsageError, launch
 from linear_structure.gaussian import CUT_OFF, UNIT, Gaussian
 
@@ -45,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"--rank {args.rank}: expected at least 1 (rank 0 is KIND isotropic)")
     if args.cut_off < 0:
         raise UsageError(f"--cut-off {args.cut_off}: expected at least 0")
+    with ranks.session(torch.device("cpu")):
+        return make_statistics(args)
+
+
+def make_statistics(args: Any) -> int:
+    """Moments by all ranks, the Gaussian by the first."""
     if args.moments is not None:
         held = read_moments(args.moments, data.canonical(args.dataset), args.split)
         described = held.meta
@@ -54,11 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         described = {"dataset": split.name, "split": split.split, "data_hash": split.hash, "shape": list(split.shape)}
     wanted = {name: described[name] for name in ("dataset", "split", "data_hash", "shape")}
     wanted |= {"statistics": args.kind, "cut_off": args.cut_off, "rank": args.rank, "spread": args.spread}
-    if is_there(args.folder, wanted):
-        print(f"skipped: {args.folder} holds these statistics already")
+    if ranks.from_first(is_there(args.folder, wanted)):
+        ranks.say(f"skipped: {args.folder} holds these statistics already")
         return 0
     start = time.monotonic()
     held = moments.of_images(split) if held is None else held
+    if ranks.first():
+        fit(args, wanted, held, start)
+    return 0
+
+
+def fit(args: Any, wanted: dict[str, Any], held: moments.Moments, start: float) -> None:
+    """Fit the Gaussian, write it and say what it is."""
     rank = 0 if args.kind == "isotropic" else args.rank
     gaussian = Gaussian.fit(held, rank, args.cut_off * UNIT, args.spread or args.kind == "isotropic")
     gaussian.save(args.folder, **wanted, values="uint8 pixels", count=held.count)
@@ -73,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{args.folder}: {args.kind} of {held.count:,} {wanted['dataset']}/{wanted['split']} images, {kept}, "
         f"{time.monotonic() - start:.1f} s"
     )
-    return 0
 
 
 def read_moments(folder: Path, name: str, split: str) -> moments.Moments:

@@ -8,6 +8,7 @@ RUN/sweeps/NAME/; the same command again fills what is missing. Beside them lies
   python linear_structure/sweep_skips.py runs/edm-synthetic16 gaussian_params --features classifier --n 1000
   python linear_structure/process_experiments_with_skips.py runs/edm-synthetic16
 
+Under torchrun the first rank makes the plain solver's cell, then all share the others.
 Then process_experiments_with_skips.py makes the figure and recommends a number of steps.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import arrays, data, experiment, features, results
+from diffusion_model import arrays, data, experiment, features, ranks, results
 from diffusion_model.data import Scaling
 from diffusion_model.moments import Moments
 from diffusion_model.samplers import SAMPLERS, Denoiser, edm_levels, evaluations
@@ -67,8 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, name) < least:
             raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least {least}")
     cells = plan(args.kinds, args.skips, args.skips if args.other_skips is None else args.other_skips, args.steps)
-    folder = inputs.sweep_folder(args.run, args.name)
-    device, root = experiment.choose_device(args.device), data.root(args.data)
+    with ranks.session(experiment.choose_device(args.device)) as device:
+        return sweep(args, cells, device)
+
+
+def sweep(args: Any, cells: list[tuple[str, int]], device: torch.device) -> int:
+    """Open what the cells need, and make those that are missing."""
+    folder, root = inputs.sweep_folder(args.run, args.name), data.root(args.data)
     given = inputs.open_inputs(args.run, args.params, root, args.step, device)
     train = given.split("train")
     extractor = features.open_extractor(args.features, train, root, args.weights, device)
@@ -79,18 +85,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seed_base": args.seed_base, "features": args.features, "weights": extractor.fingerprint,
         "distance": extractor.distance, "reference": f"all {len(train)} training images",
     }  # fmt: skip
-    reference = features.reference(extractor, train, root)
-    if not arrays.is_finished(folder / "reference"):
+    reference = ranks.first_makes(lambda: features.reference(extractor, train, root))
+    if ranks.first() and not arrays.is_finished(folder / "reference"):
         reference.moments.save(folder / "reference")
-    if args.n <= extractor.dimension:
+    if args.n <= extractor.dimension and ranks.first():
         print(
             f"{args.n} samples for {extractor.dimension} features: these distances are large by bias and to be compared "
             "with each other only",
             file=sys.stderr,
         )
-    sweep = Sweep(folder, protocol, levels, range(args.seed_base, args.seed_base + args.n), args.batch, reference)
-    failed = sweep.run(cells, given.model.denoise, given.forms, given.model.scaling, extractor, device)
-    sweep.floor(given.split("test"), extractor)
+    made = Sweep(folder, protocol, levels, range(args.seed_base, args.seed_base + args.n), args.batch, reference)
+    failed = made.run(cells, given.model.denoise, given.forms, given.model.scaling, extractor, device)
+    if not ranks.first():
+        return 0  # the first rank tells all that failed
+    made.floor(given.split("test"), extractor)
     done = len(results.read_cells(folder))
     print(f"{folder}: {done} cells finished" + (f", {len(failed)} failed: {failed[0]}" if failed else ""))
     return 1 if failed else 0
@@ -160,22 +168,33 @@ class Sweep:
         extractor: Callable[[torch.Tensor], torch.Tensor],
         device: torch.device | str = "cpu",
     ) -> list[str]:
-        """Fill the missing cells with any denoiser and its closed forms; returns the sentences of those that failed."""
-        failed = []
-        missing = [cell for cell in cells if not self.is_there(*cell)]
+        """Fill the missing cells with any denoiser and its closed forms; returns the sentences of those that failed.
+
+        The plain solver's cell comes first, for every other is measured against it; ranks share the others.
+        """
+        missing = [tuple(cell) for cell in ranks.from_first([cell for cell in cells if not self.is_there(*cell)])]
         order = SAMPLERS[self.protocol["sampler"]][1]
         work = sum(order * (self.protocol["steps"] - skip) * len(self.seeds) for _, skip in missing)
-        if missing:
+        if missing and ranks.first():
             print(f"{self.folder}: {len(missing)} of {len(cells)} cells to make, {work:,} evaluations", file=sys.stderr)
-        for kind, skip in experiment.progress(missing, "sweep", "cell"):
+
+        def attempt(kind: str, skip: int) -> list[str]:
             try:
                 self.make(kind, skip, denoise, forms.get(kind), scaling, extractor, device)
             except (ValueError, RuntimeError, FloatingPointError) as error:
-                failed.append(f"kind {kind}, skip {skip}: {error}")
                 results.write_cell(self.folder, {"kind": kind, "skip": skip}, {"error": str(error)}, self.protocol)
-                if kind == "none":
-                    break  # every other cell is measured against this one
-        return failed
+                return [f"kind {kind}, skip {skip}: {error}"]
+            return []
+
+        if ("none", 0) in missing:
+            missing.remove(("none", 0))
+            failed = ranks.from_first(attempt("none", 0) if ranks.first() else [])
+            if failed:
+                return failed
+        failed = []
+        for kind, skip in experiment.progress(ranks.deal(missing), "sweep", "cell"):
+            failed += attempt(kind, skip)
+        return [sentence for of_rank in ranks.collect(failed) for sentence in of_rank]
 
     def is_there(self, kind: str, skip: int) -> bool:
         """Whether a cell is finished, with its features."""
