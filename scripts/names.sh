@@ -1,9 +1,9 @@
-# Sourced by run.sh and rep.sh: the parts of a run's name, spelled one way.
+# Sourced by run.sh, rep.sh and grid.sh: the parts of a run's name, spelled one way, and what starts a command.
 
-# canonical DATASET: its name on disk (CIFAR10 -> cifar10, FashionMNIST -> fashion_mnist)
+# canonical DATASET ...: names on disk, a line each (CIFAR10 -> cifar10, FashionMNIST -> fashion_mnist)
 canonical() {
     "$PYTHON" -c 'import sys; from diffusion_model import data, experiment
-experiment.launch(lambda names: print(data.canonical(names[0])), sys.argv[1:])' "$1"
+experiment.launch(lambda names: print(*map(data.canonical, names), sep="\n"), sys.argv[1:])' "$@"
 }
 
 # number VALUE: in shortest form (2e-4 -> 0.0002)
@@ -12,4 +12,12 @@ number() {
         echo "error: learning rate '$1': expected a number such as 2e-4" >&2
         return 2
     }
+}
+
+# launcher: sets `command` to the Python that starts a command, or to torchrun where GPUS asks for several processes
+launcher() {
+    command=("$PYTHON")
+    if [[ ${GPUS:-1} -gt 1 ]]; then
+        command+=(-m torch.distributed.run --standalone --nproc_per_node="$GPUS")
+    fi
 }

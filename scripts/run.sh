@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # run.sh [DATASET] [AUG] [MODE] [MIXUP] [WIDEN] [SEED] [--config.section.field=value ...]: train one model.
 # Defaults: synthetic none probabilistic-drl False 1 0, learning rate 2e-4. One device, or GPUS=n of them.
+# MODE is probabilistic-drl, reg-drl, noreg-drl, vae-l2, vae-bce, ae-l2, ae-bce or none, each with the preset of
+# configs/drl.py for the data set; a model to sample from is better trained with the presets of configs/edm.py.
 # The run is runs/DATASET_WIDEN_AUG_MODE_MIXUP_LR_SEED, with LR in shortest form (0.0002); the same command goes on with it.
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
@@ -32,10 +34,7 @@ for option in "$@"; do
 done
 rate=$(number "$rate")
 
-command=("$PYTHON")
-if [[ ${GPUS:-1} -gt 1 ]]; then
-    command+=(-m torch.distributed.run --standalone --nproc_per_node="$GPUS")
-fi
+launcher
 "$PYTHON" "$ROOT/diffusion_model/prepare_data.py" "$dataset"
 exec "${command[@]}" "$ROOT/diffusion_model/main.py" --mode train \
     --config "configs/drl.py:$dataset" \

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 STUB = r"""#!/usr/bin/env bash
 case "$1 $2" in
-    "-c "*) [[ $2 == *canonical* ]] && echo "${@: -1}" | tr 'A-Z' 'a-z'; exit 0 ;;
+    "-c "*) [[ $2 == *canonical* ]] && printf '%s\n' "${@:3}" | tr 'A-Z' 'a-z'; exit 0 ;;
+    *list_runs.py" .") cat "$STUB_STATES"; exit 0 ;;
     "--version "*) echo "Python 3.99" ;;
     "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
 esac
 line=$*
+if [[ -n ${STUB_WAIT:-} && $line == *$STUB_WAIT* ]]; then
+    trap 'echo "told to stop" >>"$STUB_LOG"; exit 130' TERM
+    echo "waiting ${CUDA_VISIBLE_DEVICES:-}" >>"$STUB_LOG"
+    for _ in {1..200}; do sleep 0.1; done
+fi
 echo "${line//$STUB_ROOT\//}" >>"$STUB_LOG"
 [[ -z ${STUB_FAIL:-} || $line != *"$STUB_FAIL"* ]]
 """
@@ -34,23 +42,25 @@ def clone(tmp_path):
     (tools / "python3").chmod(0o755)
     log = tmp_path / "log"
 
-    def run(script, *arguments, stub=True, **environment):
+    def run(script, *arguments, stub=True, background=False, **environment):
         """(status, commands the stand-in was given, stdout, stderr)"""
         log.unlink(missing_ok=True)
-        inherited = {
-            name: value for name, value in os.environ.items() if name not in ("PYTHON", "PYTHONPATH", "DATA", "GPUS")
-        }
+        own = ("PYTHON", "PYTHONPATH", "DATA", "GPUS", "CUDA_VISIBLE_DEVICES")
+        inherited = {name: value for name, value in os.environ.items() if name not in own}
         environment = {
             **inherited, "PATH": f"{tools}:{os.environ['PATH']}", "STUB_LOG": str(log), "STUB_ROOT": str(project),
+            "STUB_STATES": str(tmp_path / "states"),
             **({"PYTHON": str(tools / "python3")} if stub else {}), **environment,
         }  # fmt: skip
-        done = subprocess.run(
-            ["bash", f"scripts/{script}", *arguments], cwd=project, env=environment, capture_output=True, text=True
-        )
+        command = ["bash", f"scripts/{script}", *arguments]
+        if background:
+            return subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE,
+                                    stderr=subprocess.PIPE, text=True)  # fmt: skip
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
         commands = log.read_text().splitlines() if log.is_file() else []
         return done.returncode, commands, done.stdout, done.stderr
 
-    run.project = project
+    run.project, run.log = project, log
     return run
 
 
@@ -224,13 +234,129 @@ def test_continuous_integration_is_the_test_script():
     assert (ROOT / ".ci/run").read_text().strip() == "bash scripts/test.sh"
 
 
-@pytest.mark.parametrize("script", ["run.sh", "rep.sh"])
+@pytest.mark.parametrize("script", ["run.sh", "rep.sh", "run_all.sh", "rep_all.sh", "slurm/submit.sh"])
 def test_help_prints_the_usage_and_runs_nothing(clone, script):
     status, commands, out, _ = clone(script, "--help")
     assert (status, commands) == (0, [])
-    assert out.startswith(f"{script} [DATASET]") and "set -" not in out
+    assert out.startswith(f"{Path(script).name} ") and "set -" not in out
 
 
 def test_a_learning_rate_that_is_no_number(clone):
     status, _, _, told = clone("rep.sh", "synthetic16", "1", "fast")
     assert (status, told) == (2, "error: learning rate 'fast': expected a number such as 2e-4\n")
+
+
+@pytest.mark.parametrize("mode", ["none", "noreg-drl", "vae-l2", "vae-bce", "ae-l2", "ae-bce", "reg-drl"])
+def test_run_takes_every_mode(clone, mode):
+    _, commands, _, _ = clone("run.sh", "synthetic", "none", mode)
+    assert f"--workdir runs/synthetic_1_none_{mode}_False_0.0002_0 " in commands[1]
+    assert f"--config.model.mode={mode}" in commands[1].split()
+
+
+ONE = ("--datasets", "CIFAR10", "--modes", "reg-drl", "--widens", "1,2", "--seeds", "0,1")  # four cells of the grid
+NAMES = [f"cifar10_{widen}_none_reg-drl_False_0.0002_{seed}" for seed in (0, 1) for widen in (1, 2)]
+
+
+def trained(commands):
+    """Names of the runs that main.py was told to train."""
+    return [Path(part).name for line in commands if "main.py" in line for part in line.split() if "runs/" in part]
+
+
+def set_states(clone, **states):
+    """What list_runs.py says of the four cells: state_lacks."""
+    (clone.project.parent / "states").write_text(
+        "".join(f"{NAMES[int(key[1:])]}\t{value}\n" for key, value in states.items())
+    )
+    (clone.project / "runs/x").mkdir(parents=True, exist_ok=True)
+
+
+def test_the_grid_is_the_papers(clone):
+    status, commands, out, _ = clone("run_all.sh", "--dry-run")
+    cells = [line.split() for line in out.splitlines()]
+    assert (status, commands) == (0, [])
+    assert [int(cell[0]) for cell in cells] == list(range(534))
+    assert {cell[1] for cell in cells} == {"absent"}
+    names = {cell[3] for cell in cells}
+    assert len(names) == 534
+    for name in ("cifar100_0_none_reg-drl_False_0.0002_2", "miniimagenet_2_none_probabilistic-drl_False_0.0002_0",
+                 "synthetic_0.0625_none_reg-drl_False_0.0001_9", "coloredmnist_0.25_none_reg-drl_False_0.0005_0"):  # fmt: skip
+        assert name in names
+    assert [cell[3].rsplit("_", 1)[1] for cell in cells] == sorted(cell[3].rsplit("_", 1)[1] for cell in cells)
+    encoded = [line.split() for line in clone("rep_all.sh", "--dry-run")[2].splitlines()]
+    assert names - {cell[3] for cell in encoded} == {
+        f"{data}_0_none_{mode}_False_0.0002_{seed}" for data in ("cifar10", "cifar100", "miniimagenet")
+        for mode in ("reg-drl", "probabilistic-drl") for seed in range(3)
+    }  # fmt: skip
+
+
+def test_run_all_trains_what_is_not_finished_and_goes_on_after_a_failure(clone):
+    set_states(clone, c0="finished\t9\t9\t-", c1="stopped\t3\t9\ttraining", c2="running\t3\t9\ttraining")
+    status, commands, out, told = clone("run_all.sh", *ONE, "--config.training.images=9", STUB_FAIL=f"runs/{NAMES[1]}")
+    assert trained(commands) == [NAMES[1], NAMES[3]]
+    assert all("--config.training.images=9" in line for line in commands if "main.py" in line)
+    assert f"skipped {NAMES[0]}: finished" in out and f"skipped {NAMES[2]}: running" in out
+    assert f"done {NAMES[3]}" in out
+    assert status == 1
+    assert f"{NAMES[1]} (failed)" in told and NAMES[3] not in told
+    assert (clone.project / f"runs/.jobs/{NAMES[1]}.txt").is_file()
+    assert clone("run_all.sh", *ONE)[0] == 0
+
+
+def test_each_device_has_a_job_of_its_own(clone):
+    for variables, expected in (
+        ({"CUDA_VISIBLE_DEVICES": "4,5"}, {"4", "5"}),
+        ({"CUDA_VISIBLE_DEVICES": "4,5,6", "GPUS": "2"}, {"4,5"}),
+        ({"CUDA_VISIBLE_DEVICES": ""}, {"auto"}),
+    ):
+        status, commands, out, _ = clone("run_all.sh", *ONE, **variables)
+        assert status == 0
+        assert sorted(trained(commands)) == sorted(NAMES)
+        assert {line.split("device ")[1][:-1] for line in out.splitlines() if "device" in line} == expected
+    _, commands, _, _ = clone("run_all.sh", *ONE, "--devices", "cpu")
+    assert all("--device=cpu" in line.split() for line in commands if "main.py" in line)
+    assert clone("run_all.sh", *ONE, "--devices", "0", GPUS="2")[0] == 2
+
+
+def test_a_signal_reaches_every_job_and_ends_the_grid(clone):
+    process = clone("run_all.sh", *ONE, background=True, STUB_WAIT="main.py", CUDA_VISIBLE_DEVICES="0,1")
+    while not clone.log.is_file() or clone.log.read_text().count("waiting") < 2:
+        time.sleep(0.02)
+    assert {"waiting 0", "waiting 1"} <= set(clone.log.read_text().splitlines())
+    process.send_signal(signal.SIGUSR1)
+    out, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert clone.log.read_text().count("told to stop") == 2
+    assert out.count("started") == out.count("stopped") == 2
+    assert "run the same command to go on" in told
+
+
+def test_one_cell_by_its_number(clone):
+    numbers = [line.split() for line in clone("run_all.sh", *ONE, "--dry-run")[2].splitlines()]
+    assert [name for *_, name in numbers] == NAMES
+    set_states(clone, c2="running\t3\t9\ttraining")
+    _, commands, _, _ = clone("run_all.sh", "--index", numbers[2][0])
+    assert trained(commands) == [NAMES[2]]  # Slurm started it again: whoever was said to run it has left
+    assert clone("run_all.sh", "--index", "534")[0] == 2
+
+
+def test_rep_all_encodes_what_is_trained_and_not_yet_encoded(clone):
+    set_states(clone, c0="finished\t9\t9\ttrajectories,classify", c1="finished\t9\t9\tclassify",
+               c2="stopped\t3\t9\ttraining,trajectories")  # fmt: skip
+    status, commands, out, told = clone("rep_all.sh", *ONE, "--", "--granularities", "10")
+    assert commands == [f"diffusion_model/representations.py runs/{NAMES[0]} --granularities 10"]
+    assert f"skipped {NAMES[1]}: finished" in out
+    assert status == 1
+    assert f"{NAMES[2]} (untrained: run `bash scripts/run_all.sh` first)" in told and NAMES[3] in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["--seeds", "11"], "--seeds: no cell of the grid has 11; accepted: 0 1 2"), (["--modes=drl"], "accepted: probab"),
+     (["--rates", "fast"], "expected a number"), (["--index"], "--index needs a value"), (["--seed", "1"], "unknown argument"),
+     (["--datasets", "CIFAR10", "--seeds", "5"], "no cell of the grid has all of these"), (["x"], "unknown argument x"),
+     (["--config.seed=3"], "choose cells with")],
+)  # fmt: skip
+def test_a_wrong_choice_of_cells_is_one_sentence(clone, arguments, sentence):
+    status, commands, _, told = clone("run_all.sh", *arguments)
+    assert (status, commands) == (2, [])
+    assert told.startswith("error: ") and sentence in told and told.count("\n") == 1

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# rep_all.sh [OPTIONS] [-- OPTIONS of representations.py]: encode the runs of the papers' grid that run_all.sh has trained,
+# one at a time on each device.
+#
+#   CIFAR10, CIFAR100, MiniImageNet   widen 1, 2                  learning rate 2e-4               seeds 0 to 2
+#   Synthetic, ColoredMNIST           widen 0, .0625, .125, .25   learning rates 1e-4, 2e-4, 5e-4  seeds 0 to 9
+#
+# each in the modes probabilistic-drl and reg-drl: 516 runs, to runs/NAME/trajectories/.
+#
+#   --datasets A,B  --modes A,B  --widens A,B  --rates A,B  --seeds A,B   only these of the grid (default: all)
+#   --devices 0,1   GPUs by their number, or cpu (default: CUDA_VISIBLE_DEVICES, else all there are, else the CPU)
+#   --index K       only cell K, counted from 0 in the list of --dry-run; its output is shown here
+#   --dry-run       list the cells: number, state, step of the training, name
+#
+# What is encoded is skipped; a run that is not trained to its end, and a job that fails, are listed at the end, with
+# status 1. The output of a job goes to runs/.jobs/NAME.txt. The same command goes on with what is missing. GPUS=n gives
+# each run n devices.
+set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit 0
+fi
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$ROOT/scripts/names.sh"
+source "$ROOT/scripts/grid.sh"
+
+in_grid() {
+    [[ $widen != 0 || $set == Synthetic || $set == ColoredMNIST ]]
+}
+judge() {
+    if [[ ${states[$name]:-absent} != finished ]]; then
+        state=untrained
+    elif [[ ${missing[$name]} == *,trajectories,* ]]; then
+        state=pending
+    else
+        state=finished
+    fi
+}
+job() {
+    launcher
+    "${command[@]}" "$ROOT/diffusion_model/representations.py" "runs/$name" "${device_option[@]}" "${extra[@]}"
+}
+
+grid "$@"
