@@ -10,8 +10,8 @@ All randomness of a batch is `draw(name, batch, ...)`: uniform numbers [B, P]. `
 function, and image i of its result depends on (images[i], numbers[i]) alone: the same in any batch, slice or rank. So
 sums are over integers, and no kernel mixes images. Nothing waits for the GPU: every step runs over the whole batch,
 with parameters that change nothing where an image did not draw it. One operation of RandAugment is one affine map, one
-table of levels and one blend. On the CPU this costs a few per cent of a training step, and sorting images by operation
-is not worth its code.
+table of levels and one blend. Sorting images by operation would make the GPU wait and saves little: 100 images of 32 x 32
+take 25 (laplace_weak) to 75 ms (simclr) of one CPU core.
 
 Values are those of Pillow and torchvision: the same integers wherever these compute in integers or float32, else within
 one level. On grey images saturation, hue, colour and grey are the identity, contrast works on the image itself.
@@ -175,9 +175,8 @@ def blend(first: Tensor, second: Tensor, factor: Tensor) -> Tensor:
     return mixed.clamp(0, 255).to(torch.uint8)
 
 
-def mean_grey(images: Tensor) -> Tensor:
-    """The mean of the grey values, rounded, [B, 1, 1, 1]."""
-    grey = luma(images)
+def _mean(grey: Tensor) -> Tensor:
+    """The mean of grey values [B, 1, S, S], rounded, [B, 1, 1, 1]."""
     count = grey[0].numel()
     return ((2 * grey.sum((2, 3), keepdim=True) + count) // (2 * count)).to(torch.uint8)
 
@@ -237,9 +236,9 @@ def jitter(images: Tensor, order: Tensor, factors: tuple[Tensor, Tensor, Tensor]
 
 def _adjust(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
     """Brightness (kind 0), contrast (1) or saturation (2): away from black, the mean or the grey image."""
-    kind = _each(kind)
-    grey = torch.where(kind == 1, mean_grey(images), luma(images))
-    return blend(torch.where(kind == 0, 0, grey), images, factor)
+    kind, grey = _each(kind), luma(images)
+    poorer = torch.where(kind == 1, _mean(grey), torch.where(kind == 0, 0, grey))
+    return blend(poorer, images, factor)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
@@ -249,12 +248,11 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     weights = (-(offsets**2) / (2 * sigma.view(-1, 1) ** 2)).exp()
     weights = (weights / weights.sum(1, keepdim=True)).float()  # [B, taps]
-    steps = torch.arange(size, device=images.device)
+    border = _reflect(torch.arange(-radius, size + radius, device=images.device), size)
     blurred = images.float()
     for dimension in (2, 3):
-        taps = (
-            blurred.index_select(dimension, _reflect(steps + offset, size)) for offset in range(-radius, radius + 1)
-        )
+        wide = blurred.index_select(dimension, border)
+        taps = (wide.narrow(dimension, start, size) for start in range(2 * radius + 1))
         blurred = sum(tap * _each(weight) for tap, weight in zip(taps, weights.unbind(1), strict=True))
     return blurred.round().clamp(0, 255).to(torch.uint8)
 
@@ -340,10 +338,10 @@ def _enhance(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     brightness, contrast, color, sharpness = (
         _each(_is(operation, name)) for name in ("brightness", "contrast", "color", "sharpness")
     )
-    poorer = torch.where(brightness, 0, images)
-    poorer = torch.where(contrast, mean_grey(images), poorer)
-    poorer = torch.where(color, luma(images), poorer)
-    return blend(torch.where(sharpness, smooth(images), poorer), images, factor)
+    grey = luma(images)
+    poorer = torch.where(sharpness, smooth(images), images)
+    poorer = torch.where(color | contrast | brightness, torch.where(contrast, _mean(grey), grey), poorer)
+    return blend(torch.where(brightness, 0, poorer), images, factor)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
