@@ -1,0 +1,260 @@
+"""Ranks: together they write what one would; one that dies ends the job with its name."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from subprocess import PIPE
+
+import numpy as np
+import pytest
+import torch
+from linear_world import make_data, make_run
+
+from diffusion_model import arrays, experiment, ranks, representations, results, train_features
+
+PROGRAM = Path(__file__).with_name("rank_program.py")
+
+
+def torchrun(count: int, *argv: object) -> subprocess.CompletedProcess:
+    """Run the program of these tests in `count` ranks on this machine, one thread each."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(PROGRAM), *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def commands(folder: Path) -> list[list[str]]:
+    """A little of everything that ranks share, on the runs in `folder`."""
+    sampled = ["--n", "10", "--steps", "3", "--batch", "4", "--device", "cpu"]
+    sweep = ["--features", "classifier", "--n", "8", "--steps", "3", "--batch", "8", "--skips", "0", "1", "2"]
+    return [
+        [
+            "diffusion_model.representations",
+            f"{folder}/drl",
+            "--granularities",
+            "1",
+            "3",
+            "--sources",
+            *representations.SOURCES,
+        ],
+        ["linear_structure.get_parameters", "dots", "gaussian", f"{folder}/params"],
+        ["diffusion_model.main", "--mode", "sample", "--workdir", f"{folder}/edm", *sampled],
+        ["linear_structure.sweep_skips", f"{folder}/edm", f"{folder}/params", *sweep],
+    ]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory) -> tuple[Path, Path]:
+    """The same commands by one process and by two ranks, on copies of the same runs; one time is encoded beforehand."""
+    folder, threads = tmp_path_factory.mktemp("ranks"), torch.get_num_threads()
+    before, os.environ["DATA"] = os.environ.get("DATA"), str(folder / "data")
+    torch.set_num_threads(1)  # as in the ranks: the order of summation is then the same
+    split = make_data(folder / "data", count=80)
+    assert train_features.main(["dots", "--images", "64", "--batch", "32", "--width", "4"]) == 0
+    make_run(folder / "one" / "edm", split)
+    drl = make_run(folder / "one" / "drl", split, "configs/drl.py:smoke")
+    assert representations.main([str(drl), "--granularities", "1"]) == 0
+    shutil.copytree(folder / "one", folder / "two")
+    for name, *arguments in commands(folder / "one"):
+        assert importlib.import_module(name).main(arguments) == 0
+    shutil.rmtree(next((folder / "data").rglob("reference-*")))
+    arrays.write_json(folder / "commands.json", commands(folder / "two"))
+    done = torchrun(2, "run", folder / "commands.json")
+    torch.set_num_threads(threads)
+    os.environ.pop("DATA") if before is None else os.environ.update(DATA=before)
+    assert done.returncode == 0, done.stderr
+    return folder / "one", folder / "two"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("what", ["drl/trajectories", "drl/moments", "params"])
+def test_ranks_write_what_one_process_writes_byte_for_byte(worlds, what) -> None:
+    one, two = (contents(world / what) for world in worlds)
+    assert one.keys() == two.keys() and len(one) > 2
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def test_samples_are_those_of_one_process(worlds) -> None:
+    one, two = (np.load(next((world / "edm" / "samples").glob("*.npy")), allow_pickle=False) for world in worlds)
+    assert len(one) == 10 and np.array_equal(one, two)
+
+
+def test_a_sweep_is_that_of_one_process(worlds) -> None:
+    one, two = (results.read_cells(world / "edm" / "sweeps" / "default") for world in worlds)
+    assert len(one) == 6  # none, two jumps of two kinds, and the real images
+    for first, second in zip(one, two, strict=True):
+        assert (first.key, first.protocol) == (second.key, second.protocol)
+        assert first.value | {"seconds": 0} == second.value | {"seconds": 0}
+        held = [arrays.read_folder(cell.path.with_suffix(""), "sweep cell")[0] for cell in (first, second)]
+        assert all(np.array_equal(held[0][name], held[1][name]) for name in held[0])
+
+
+def ended(pids: list[int]) -> bool:
+    """Whether none of these processes runs any more."""
+    return not any(Path(f"/proc/{pid}/stat").exists() for pid in pids)
+
+
+NAME = rf"rank 1 on {re.escape(socket.gethostname())} \(pid \d+\)"
+
+
+def test_a_killed_rank_ends_the_job_with_its_name() -> None:
+    done = torchrun(2, "killed")
+    pids = [int(pid) for pid in re.findall(r"pid (\d+)", done.stdout)]
+    assert done.returncode != 0 and len(pids) == 2 and ended(pids)
+    sentence = rf"error: {NAME} died at step 7: the last checkpoint is step 5; run the same command to go on\n"
+    assert len(re.findall(sentence, done.stderr)) == len(re.findall("error: ", done.stderr)) == 1
+
+
+def test_a_failing_rank_is_named_and_the_others_leave_quietly() -> None:
+    """Without a launcher that would stop the survivors, as on several machines."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = str(free.getsockname()[1])
+    jobs = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        environment = os.environ | place | {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(PROGRAM), "failed"]
+        jobs.append(subprocess.Popen(command, env=environment, stdout=PIPE, stderr=PIPE, text=True))
+    said = [job.communicate(timeout=120)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [1, 1]
+    assert "error" not in said[0] and "Traceback" not in said[0]
+    assert re.search(rf"^{NAME} ends the job:\nerror: the loss is not finite\n", said[1], re.MULTILINE)
+
+
+MEMBER = """
+import json, sys, time
+from diffusion_model import watch
+watch.GRACE = 0.2
+rank, does = int(sys.argv[1]), sys.argv[2]
+if rank == 0:
+    hub = watch.Hub("rank 0")
+    print(json.dumps(hub.card), flush=True)
+card = hub.card if rank == 0 else json.loads(sys.argv[3])
+member = watch.Watch(rank, rank == 1, f"rank {rank}", "localhost", card)
+print("here", flush=True)
+if does == "stuck":
+    time.sleep(60)
+sys.stdin.readline()
+if does == "leave":
+    member.close()
+    if rank == 0:
+        hub.close()
+"""
+
+
+def member(rank: int, does: str, card: str = "") -> subprocess.Popen:
+    """A process that takes part in a watch: it leaves in order at its cue, dies there, or is stuck."""
+    command = [sys.executable, "-c", MEMBER, str(rank), does, card]
+    return subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+
+
+def watched(*does: str) -> list[subprocess.Popen]:
+    """One process a rank, all of them joined; `does` says what each will do."""
+    jobs = [member(0, does[0])]
+    card = jobs[0].stdout.readline()
+    jobs += [member(rank, entry, card) for rank, entry in enumerate(does) if rank]
+    for job in jobs:
+        assert job.stdout.readline() == "here\n"
+    return jobs
+
+
+def test_ranks_that_say_goodbye_are_not_missed() -> None:
+    jobs = watched("leave", "leave", "leave")
+    for job in (jobs[0], jobs[2], jobs[1]):
+        job.stdin.write("\n")
+        job.stdin.flush()
+    assert [job.communicate(timeout=60)[1] for job in jobs] == ["", "", ""]
+    assert [job.returncode for job in jobs] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("dies", "speaker"), [(0, 1), (1, 0), (2, 0)])
+def test_a_stuck_rank_ends_when_another_dies(dies, speaker) -> None:
+    jobs = watched("stuck", "stuck", "stuck")
+    jobs[dies].send_signal(signal.SIGKILL)
+    said = [job.communicate(timeout=60)[1] for job in jobs]
+    assert said[speaker] == f"error: rank {dies} died; run the same command to go on\n"
+    assert [said[rank] for rank in range(3) if rank != speaker] == ["", ""]
+    assert [job.returncode for job in jobs] == [-signal.SIGKILL if rank == dies else 1 for rank in range(3)]
+
+
+def test_a_stranger_on_the_port_is_no_rank() -> None:
+    jobs = watched("leave", "leave")
+    port = None
+    port = json.loads(jobs[1].args[-1])["port"]
+    for message in (b"GET / HTTP/1.0\r\n\r\n", b'{"token": "guess", "rank": 1, "name": "me"}\n'):
+        with socket.create_connection(("localhost", port)) as link:
+            link.sendall(message)
+    time.sleep(0.2)
+    for job in jobs:
+        job.stdin.write("\n")
+        job.stdin.flush()
+    assert [job.communicate(timeout=60)[1] for job in jobs] == ["", ""]
+
+
+def placed(monkeypatch, rank: int, world: int) -> None:
+    """Be this rank of so many, as far as the environment tells."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+
+
+@pytest.mark.parametrize(("count", "block", "world"), [(10, 1, 3), (10, 3, 2), (10, 4, 4), (0, 5, 2), (7, 100, 3)])
+def test_every_row_and_item_belongs_to_one_rank(monkeypatch, count, block, world) -> None:
+    rows, items, starts = [], [], []
+    for rank in range(world):
+        placed(monkeypatch, rank, world)
+        mine = ranks.share(count, block)
+        rows += mine
+        starts += range(mine.start, mine.stop, block)
+        items += ranks.deal(range(count))
+        assert [entry for group in ranks.rounds(range(count)) for entry in ranks.deal(group)] == ranks.deal(
+            range(count)
+        )
+    assert rows == list(range(count)) == sorted(items)
+    assert starts == list(range(0, count, block))  # the batches are those of one process
+
+
+def test_alone_nothing_is_started() -> None:
+    with ranks.session(torch.device("cpu")) as device:
+        assert device == torch.device("cpu") and not torch.distributed.is_initialized()
+        values = torch.ones(3)
+        ranks.mean_([values])
+        ranks.barrier()
+        rows = np.arange(4)
+        assert torch.equal(values, torch.ones(3)) and ranks.gather_rows(rows) is rows
+        assert ranks.collect({"a": 1}) == [{"a": 1}] and ranks.from_first([2]) == [2] and ranks.any_rank(True)
+        assert ranks.share(5, 2) == range(5) and ranks.first_makes(lambda: 3) == 3 and ranks.first()
+
+
+def test_ranks_without_a_launcher_are_a_sentence(monkeypatch) -> None:
+    placed(monkeypatch, 0, 2)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(ValueError, match=r"WORLD_SIZE is 2 but MASTER_ADDR is not set: start the command with torchrun"),
+        ranks.session(torch.device("cpu")),
+    ):
+        pass
+    with pytest.raises(experiment.UsageError, match="--device cuda:1 names one device for 2 ranks"):
+        ranks.start(torch.device("cuda:1"))
+    monkeypatch.setenv("LOCAL_RANK", "99")
+    with pytest.raises(ValueError, match=r"local rank 99 on .* has no GPU of its own, there are \d+: pass --nproc"):
+        ranks.start(torch.device("cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_ranks_on_gpus_exchange_by_nccl() -> None:
+    done = torchrun(2, "exchange", "cuda")
+    assert done.returncode == 0, done.stderr
