@@ -45,7 +45,7 @@ def write(path: Path, raw: Raw, shape: tuple[int, ...], workers: int, what: str,
         return
 
     def copy(temporary: Path) -> None:
-        target = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        target = _allocate(temporary, shape)
         for rows in progress(blocks, f"preparing {what}", f"blocks of {size}"):
             block = raw.read(rows)
             check(rows, block)
@@ -107,7 +107,16 @@ def _resume(path: Path, shape: tuple[int, ...]) -> tuple[np.memmap, dict[int, tu
         return target, _read_lines(_done(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     _done(path).unlink(missing_ok=True)
-    return np.lib.format.open_memmap(part(path), mode="w+", dtype=np.uint8, shape=shape), {}
+    return _allocate(part(path), shape), {}
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new array with its place on the disk: a disk that is full says so here, not by a signal at some later write."""
+    target = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return target
 
 
 def _line(row: int, key: str, checksum: int) -> str:

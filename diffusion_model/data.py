@@ -166,6 +166,16 @@ class Scaling:
         scale, shift = self._as(x, x.dtype)
         return ((x - shift) / scale).round().clamp(0, 255).to(torch.uint8)
 
+    def to_unit(self, x: torch.Tensor) -> torch.Tensor:
+        """Model space [B, C, H, W] as pixels in [0, 1], neither rounded nor clamped."""
+        scale, shift = self._as(x, x.dtype)
+        return (x - shift) / (255 * scale)
+
+    def from_unit(self, share: torch.Tensor) -> torch.Tensor:
+        """The inverse of `to_unit`."""
+        scale, shift = self._as(share, share.dtype)
+        return 255 * share * scale + shift
+
     def as_dict(self) -> dict[str, list[float]]:
         """As JSON holds it."""
         return {"scale": list(self.scale), "shift": list(self.shift)}
@@ -266,6 +276,7 @@ def _load(
         if size is not None and not found.is_dir():
             raise UsageError(f"--size {size}: only a folder of images is resized, and {found} is none")
         loaded = load_classes(found, size) if found.is_dir() else load_own(found)
+        _refuse_empty(name, loaded)
         about = {"origin": "given by the user", "licence": "unknown"}
         return found, loaded, about | {"attributes": loaded.attributes, "class_names": loaded.class_names}
     kind = DATASETS[name]
@@ -273,6 +284,7 @@ def _load(
         raise UsageError(f"--size {size}: {name} has the size {kind.shape[1]}; give your own images another name")
     found = _locate(name, root, source, download)
     loaded = kind.load(found)
+    _refuse_empty(name, loaded)
     _check_counts(name, kind, loaded)
     about = {"origin": kind.origin, "licence": kind.licence, "attributes": kind.attributes}
     return found, loaded, about | {"class_names": kind.class_names | loaded.class_names}
@@ -343,13 +355,17 @@ def _timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+def _refuse_empty(name: str, loaded: Loaded) -> None:
+    for split, raw in loaded.splits.items():
+        if not len(raw.labels):
+            raise ValueError(f"{name}/{split} has no images")
+
+
 def _check_counts(name: str, kind: Dataset, loaded: Loaded) -> None:
     for split, expected in zip(SPLITS, kind.counts, strict=True):
         raw = loaded.splits[split]
         if loaded.published and len(raw.labels) != expected:
             raise ValueError(f"{name}/{split} has {len(raw.labels)} images, expected {expected}")
-        if not len(raw.labels):
-            raise ValueError(f"{name}/{split} has no images")
         shape = raw.read(np.arange(1)).shape[1:]
         if shape != kind.shape:
             raise ValueError(f"{name}/{split} has images of shape {list(shape)}, expected {list(kind.shape)}")
@@ -368,6 +384,8 @@ def _check_space(name: str, root: Path, splits: dict[str, Raw]) -> None:
 
 def _write_split(folder: Path, what: str, raw: Raw, workers: int, *, attributes: dict[str, int], **meta: Any) -> None:
     """Write one split, checking every block, and seal it with its hash; one that was sealed from the same files stays."""
+    for stale in folder.glob(".*.tmp"):  # of a writer that was killed; the lock keeps others away
+        stale.unlink()
     labels = np.ascontiguousarray(raw.labels, dtype=np.int64)
     key = _split_key(raw, labels)
     if key and arrays.is_finished(folder) and arrays.read_meta(folder, KIND, "").get("key") == key:

@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for split in data.SPLITS:
         held = data.open_split(folder.name, split, root)
         attributes = ", ".join(f"{name} ({classes})" for name, classes in held.attributes.items()) or "no labels"
+        if len(held.attributes) > 8:
+            attributes = f"{len(held.attributes)} attributes"
         print(
             f"{folder / split}: {len(held):,} images {'x'.join(map(str, held.shape))}, {attributes}, sha256 {held.hash[:12]}"
         )

@@ -462,6 +462,7 @@ IMAGES = np.zeros((5, 8, 8), np.uint8)
         ({"pictures": IMAGES}, r"has the keys \['pictures'\], expected images and labels, or train_images"),
         ({"train_images": IMAGES, "test_images": IMAGES, "test_labels": np.zeros(5, int)}, "the same number"),
         ({"images": np.array([None] * 5)}, "holds objects"),
+        ({"train_images": IMAGES, "test_images": IMAGES[:0]}, "mine/test has no images"),
     ],
 )
 def test_wrong_arrays_of_ones_own(tmp_path, content, sentence):

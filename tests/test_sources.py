@@ -547,6 +547,7 @@ def test_killed_and_run_again_equals_uninterrupted(uninterrupted, tmp_path, wher
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
+    (tmp_path / "data" / "mine" / "train" / ".images.npy.x.tmp").write_bytes(b"left by a writer that was killed")
     with pytest.raises(FileNotFoundError, match="--source"):
         data.open_split("mine", "train", tmp_path / "data")
     decoded, read = [], pictures.Pictures.read
@@ -588,6 +589,18 @@ def test_a_finished_block_is_believed_only_with_its_checksum(tmp_path):
     blocks.write(path, source, images.shape, 1, "a", stop)
     assert np.array_equal(np.load(path, allow_pickle=False), images)
     assert not blocks.part(path).exists()
+
+
+def test_a_full_disk_stops_before_the_first_block(many, tmp_path, monkeypatch, capsys):
+    def full(handle, start, length):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    status, sentence = fail(capsys, "mine", "--source", many, "--data", tmp_path / "data")
+    assert (status, "no space left on device" in sentence) == (1, True)
+    monkeypatch.undo()
+    data.prepare("mine", tmp_path / "data", many)
+    assert len(data.open_split("mine", "train", tmp_path / "data")) == 48
 
 
 def test_a_killed_process_is_a_sentence():
