@@ -44,13 +44,13 @@ def get_config(preset: str) -> ConfigDict:
                 "fourier_scale": scale,
             },
             "encoder": {"widen": widen, "fourier_scale": scale},
-            "sde": {"name": "ve", "sigma_min": 0.01, "sigma_max": 50.0},
+            "sde": {"name": "ve", "sigma_min": 0.01, "sigma_max": 50.0, "beta_min": 0.1, "beta_max": 20.0},
             "objective": {
                 "levels": "log-normal" if short else "uniform-time",
                 "weight": "edm" if short else "dsm",
                 "mean": 1.0,
                 "std": 1.5,
-                "lambda_z": 1e-5,
+                "lambda_z": None,  # the mode's own: 1e-5 for the two drl modes with a regulariser, 1 for vae-*, else 0
             },
             "optimiser": {
                 "learning_rate": learning_rate,
@@ -59,7 +59,15 @@ def get_config(preset: str) -> ConfigDict:
                 "clip": 1.0,
                 "warm_up": 6_400 if short else 5_000 * batch,
             },
-            "training": {"images": images, "batch": batch, "average_decay": 0.99 if short else 0.999, "mixup": False},
+            "training": {
+                "images": images,
+                "batch": batch,
+                "accumulate": 1,
+                "average_decay": 0.99 if short else 0.999,
+                "mixup": False,
+                "precision": "auto",
+                "compile": "auto",
+            },
             "logging": {
                 "every": max(batch, images // 200),
                 "checkpoint_every": max(batch, images // 20),

@@ -42,8 +42,8 @@ def get_config(preset: str) -> ConfigDict:
                 "fourier_scale": 4.0 if short else 16.0,
             },
             "encoder": {"widen": 1.0, "fourier_scale": 16.0},
-            "sde": {"name": "ve", "sigma_min": 0.002, "sigma_max": 80.0},
-            "objective": {"levels": "log-normal", "weight": "edm", "mean": mean, "std": std, "lambda_z": 0.0},
+            "sde": {"name": "ve", "sigma_min": 0.002, "sigma_max": 80.0, "beta_min": 0.1, "beta_max": 20.0},
+            "objective": {"levels": "log-normal", "weight": "edm", "mean": mean, "std": std, "lambda_z": None},
             "optimiser": {
                 "learning_rate": learning_rate,
                 "beta1": 0.9,
@@ -51,7 +51,15 @@ def get_config(preset: str) -> ConfigDict:
                 "clip": 1.0,
                 "warm_up": 6_400 if short else 1_000_000,
             },
-            "training": {"images": images, "batch": batch, "average_decay": 0.995 if short else 0.9997, "mixup": False},
+            "training": {
+                "images": images,
+                "batch": batch,
+                "accumulate": 1,
+                "average_decay": 0.995 if short else 0.9997,
+                "mixup": False,
+                "precision": "auto",
+                "compile": "auto",
+            },
             "logging": {
                 "every": max(batch, images // 200),
                 "checkpoint_every": max(batch, images // 20),

@@ -179,9 +179,12 @@ def read_folder(
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], **meta: str) -> None:
-    """Write one safetensors file; `meta` is its header of strings."""
+    """Write one safetensors file; `meta` is its header of strings. A full disk is an OSError, as for every other file."""
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(held, temporary, metadata=meta or None))
+    try:
+        write_atomically(path, lambda temporary: safetensors.torch.save_file(held, temporary, metadata=meta or None))
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from None
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from diffusion_model.data import Scaling
 from diffusion_model.score_model import ScoreModel
 
 TRAIN = "run `python diffusion_model/main.py --mode train --config FILE:PRESET --workdir {run}` first"
-MAY_CHANGE = ("training.images", "logging.")  # on resuming: the total length, intervals and logging
+MAY_CHANGE = ("training.images", "training.compile", "logging.")  # on resuming: length, compilation, intervals
 
 
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
@@ -77,17 +77,28 @@ def steps(run: Path) -> list[int]:
 
 
 def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], keep: int, **meta: Any) -> Path:
-    """Write checkpoint STEP (one safetensors file a group of tensors) and remove all but the newest `keep`."""
+    """Write checkpoint STEP (one safetensors file a group of tensors) and remove all but the newest `keep`.
+
+    Where the disk is full nothing is left of STEP, the older checkpoints stay, and the OSError says which is the newest.
+    """
     folder = Path(run) / "checkpoints"
     temporary, final = folder / f".{step}.tmp", folder / str(step)
     _clear(folder)
-    temporary.mkdir(parents=True)
-    for name, group in tensors.items():
-        arrays.write_tensors(temporary / f"{name}.safetensors", group)
-    files = {name: arrays.file_checksum(temporary / f"{name}.safetensors") for name in tensors}
-    arrays.write_json(
-        temporary / "meta.json", {"format": arrays.FORMAT, "kind": "checkpoint", "step": step, **meta, "crc32": files}
-    )
+    try:
+        temporary.mkdir(parents=True)
+        for name, group in tensors.items():
+            arrays.write_tensors(temporary / f"{name}.safetensors", group)
+        files = {name: arrays.file_checksum(temporary / f"{name}.safetensors") for name in tensors}
+        described = {"format": arrays.FORMAT, "kind": "checkpoint", "step": step, **meta, "crc32": files}
+        arrays.write_json(temporary / "meta.json", described)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        before = steps(run)
+        kept = f"the last good checkpoint is step {before[-1]}" if before else "no checkpoint was written yet"
+        raise OSError(
+            f"checkpoint {step} of {run} could not be written ({error.strerror or error}); {kept}: "
+            "make room and run the same command to go on from there"
+        ) from error
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)

@@ -11,19 +11,16 @@ class Average:
         if not 0 <= decay < 1:
             raise ValueError(f"decay {decay} of the weight average: expected 0 <= decay < 1")
         self.decay, self.updates = decay, 0
-        self.model = model
-        self.tensors = {name: tensor.detach().clone() for name, tensor in self._live().items()}
-
-    def _live(self) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in self.model.state_dict().items() if tensor.is_floating_point()}
+        # the model's own tensors, which training and loading change in place
+        self.live = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        self.tensors = {name: tensor.clone() for name, tensor in self.live.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the live weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        live = self._live()
-        torch._foreach_lerp_([self.tensors[name] for name in live], list(live.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.tensors.values()), list(self.live.values()), 1 - decay)
 
     def load(self, tensors: dict[str, torch.Tensor], updates: int) -> None:
         """Take over a saved average."""

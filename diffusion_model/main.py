@@ -8,44 +8,63 @@
 
 train writes config.json, env.json, log.txt, metrics.jsonl, checkpoints/STEP/ and samples/ below the workdir; the same
 command again resumes from the newest checkpoint. eval writes eval.json: the loss terms of the test split. sample writes
-samples/SAMPLER.npy and a grid of them; a run with an encoder samples from the codes of given images (--images). publish
-writes a small run for others to start from: config.json and the weights in half precision.
+samples/SAMPLER.npy and a grid of them; a run with an encoder samples from the codes of given images (--images), and one of
+the modes vae-* and ae-* reconstructs them. publish writes a small run for others to start from: config.json and the weights
+in half precision. Under torchrun the ranks share the work of train, eval and sample.
 """
 
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from diffusion_model import arrays, checkpoint, data, experiment, figures, training
+from diffusion_model import (
+    arrays,
+    board,
+    checkpoint,
+    data,
+    experiment,
+    figures,
+    ranks,
+    run_state,
+    sde,
+    training,
+    trajectories,
+)
+from diffusion_model.augment import AUGMENTATIONS
+from diffusion_model.objective import LEVELS, WEIGHTS
+from diffusion_model.precondition import PRECONDITIONS
 from diffusion_model.samplers import SAMPLERS, edm_levels
-from diffusion_model.score_model import LEVELS, MODES, PRECONDITIONS, WEIGHTS, ScoreModel
-from diffusion_model.sde import SDES
+from diffusion_model.score_model import MODES, ScoreModel
 
 GRID = 64  # images of a sample grid
+TERMS = ("score", "reconstruction", "kl", "l1")  # of the loss, as logged
+SHOWN = 16  # images of the pictures drawn during training
 
 CHOICES = {
     "data.scaling": ("unit", "standardised"),
-    "data.augmentation": ("none",),
+    "data.augmentation": tuple(AUGMENTATIONS),
     "model.mode": tuple(MODES),
     "model.precondition": tuple(PRECONDITIONS),
-    "sde.name": tuple(SDES),
     "objective.levels": tuple(LEVELS),
     "objective.weight": tuple(WEIGHTS),
+    "training.precision": ("auto", "float32", "bfloat16"),
+    "training.compile": ("auto", "none", "default", "graphs"),
 }
 # what is wanted, whether a value is that, the fields
 BOUNDS = [
-    ("at least 1", lambda value: value >= 1, ("training.images", "training.batch", "model.blocks", "logging.every",
+    ("at least 1", lambda value: value >= 1, ("training.images", "training.batch", "training.accumulate", "model.blocks", "logging.every",
         "logging.checkpoint_every", "logging.sample_every", "logging.keep")),
     ("above 0", lambda value: value > 0, ("model.fourier_scale", "encoder.fourier_scale", "sde.sigma_min",
-        "sde.sigma_max", "objective.std", "optimiser.learning_rate", "optimiser.epsilon", "optimiser.clip")),
-    ("at least 0", lambda value: value >= 0, ("objective.lambda_z", "optimiser.warm_up")),
+        "sde.sigma_max", "sde.beta_max", "objective.std", "optimiser.learning_rate", "optimiser.epsilon", "optimiser.clip")),
+    ("at least 0", lambda value: value >= 0, ("optimiser.warm_up", "sde.beta_min")),
+    ("None or a number of at least 0", lambda value: value is None or (not isinstance(value, str) and value >= 0),
+        ("objective.lambda_z",)),
     ("at least 0 and below 1", lambda value: 0 <= value < 1, ("model.dropout", "optimiser.beta1",
         "training.average_decay")),
     ("'data' or a number above 0", lambda value: value == "data" or (not isinstance(value, str) and value > 0),
@@ -96,7 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise experiment.UsageError(
             f"--mode {args.mode} takes its configuration from {args.workdir}/config.json, not --config"
         )
-    return {"eval": evaluate, "sample": sample, "publish": publish}[args.mode](args)
+    if args.mode == "publish":
+        return publish(args)
+    with ranks.session(experiment.choose_device(args.device)) as device:
+        return {"eval": evaluate, "sample": sample}[args.mode](args, device)
 
 
 def train(args: Any) -> int:
@@ -105,45 +127,60 @@ def train(args: Any) -> int:
         raise experiment.UsageError("--mode train needs --config FILE:PRESET, such as configs/edm.py:synthetic16")
     config = experiment.flatten(experiment.load_config(args.config, args.overrides))
     check(config, args.config)
-    device = start_ranks(experiment.choose_device(args.device))
-    split = data.open_split(config["data.name"], "train", args.data)
+    with ranks.session(experiment.choose_device(args.device)) as device:
+        split = data.open_split(config["data.name"], "train", args.data)
+        record = describe_run(config, split)
+        if args.dry_run:
+            return estimate(record, split)
+        with torch.device("meta"):
+            checkpoint.build(record)  # refuses what no network can be built from, before anything is written
+        return run_to_end(args.workdir, record, split, device)
+
+
+def describe_run(config: dict[str, Any], split: data.Split) -> dict[str, Any]:
+    """What config.json holds: the configuration, and what of the data and of the user's own SDE the model depends on."""
     scaling = data.scaling(config["data.scaling"], split)
     _, deviation = data.channel_statistics(split)
     std = float(np.sqrt(np.mean((deviation * scaling.scale) ** 2)))
-    record = {
-        "config": config, "scaling": scaling.as_dict(), "shape": list(split.shape), "std": std,
-        "data": {"name": split.name, "hash": split.hash},
+    return {
+        "config": config | sde.fingerprint(config["sde.name"]), "scaling": scaling.as_dict(), "shape": list(split.shape),
+        "std": std, "data": {"name": split.name, "hash": split.hash},
     }  # fmt: skip
-    if args.dry_run:
-        return describe(record, split)
-    with torch.device("meta"):
-        checkpoint.build(record)  # refuses what no network can be built from, before anything is written
-    first = int(experiment.rank() == 0)
-    if first:
-        record = checkpoint.write_run(args.workdir, record)
-        arrays.write_json(args.workdir / "env.json", experiment.environment())
-    trainer = training.Trainer(args.workdir, record, split, device)
-    say = Log(args.workdir / "log.txt" if first else None)
-    say(
-        f"{args.workdir}: {split.name}, {len(split)} images, {count(trainer.model)} parameters, step {trainer.step} of {trainer.total}"
-    )
-    grid_every = max(1, config["logging.sample_every"] // config["training.batch"])
-    drawn = trainer.step // grid_every
-    metrics = args.workdir / "metrics.jsonl"
-    if first:
-        experiment.truncate_lines(metrics, "step", trainer.step)
-    with stop_cleanly(trainer):
-        for entry in training.train(trainer):
-            if not first:
-                continue
-            experiment.append_line(metrics, entry)
-            say(f"{args.workdir.name}: {line(entry, trainer)}")
-            if trainer.model.mode == "none" and (trainer.step // grid_every > drawn or trainer.step == trainer.total):
-                drawn = trainer.step // grid_every
-                draw_grid(trainer, args.workdir)
-    say(f"{args.workdir}: finished at step {trainer.step}")
-    if experiment.world() > 1:
-        dist.destroy_process_group()
+
+
+def run_to_end(run: Path, record: dict[str, Any], split: data.Split, device: torch.device) -> int:
+    """Train from the newest checkpoint of RUN to the last step, with its log, curves, state and pictures."""
+    with run_state.tracked(run, active=ranks.first()) as note:
+        if ranks.first():
+            record = checkpoint.write_run(run, record)
+            arrays.write_json(run / "env.json", experiment.environment())
+        trainer = training.Trainer(run, record, split, device)
+        ranks.describe(
+            lambda: f"at step {trainer.step}, the last checkpoint is step {max(checkpoint.steps(run), default=0)}"
+        )
+        say = Log(run / "log.txt" if ranks.first() else None)
+        say(
+            f"{run}: {split.name}, {len(split)} images, {count(trainer.model)} parameters, step {trainer.step} of {trainer.total}"
+        )
+        for fact in trainer.said:
+            say(f"{run}: {fact}")
+        note(step=trainer.step, total=trainer.total, world=experiment.world())
+        if ranks.first():
+            experiment.truncate_lines(run / "metrics.jsonl", "step", trainer.step)
+        sample_every = trainer.config["logging"]["sample_every"]
+        drawn = trainer.step * trainer.config["training"]["batch"] // sample_every
+        with contextlib.closing(board.Board(run, trainer.step, active=ranks.first())) as curves, stop_cleanly(trainer):
+            for entry in training.train(trainer):
+                if ranks.first():
+                    experiment.append_line(run / "metrics.jsonl", entry)
+                    curves(entry)
+                    note(step=trainer.step)
+                    say(f"{run.name}: {line(entry, trainer)}")
+                    pictures = entry["images"] // sample_every
+                    if pictures > drawn or trainer.step == trainer.total:
+                        draw(trainer)
+                    drawn = pictures
+        say(f"{run}: finished at step {trainer.step}")
     return 0
 
 
@@ -163,21 +200,13 @@ def check(config: dict[str, Any], given: str) -> None:
         for name in names:
             if not holds(config[name]):
                 raise experiment.UsageError(f"--config.{name}={config[name]}: expected {wanted}")
-    if config["sde.sigma_min"] >= config["sde.sigma_max"]:
-        raise experiment.UsageError(
-            f"--config.sde.sigma_min={config['sde.sigma_min']}: expected below sde.sigma_max, {config['sde.sigma_max']}"
-        )
-
-
-def start_ranks(device: torch.device) -> torch.device:
-    """Join the processes of torchrun, one device each; alone, nothing happens."""
-    if experiment.world() == 1:
-        return device
-    if device.type == "cuda":
-        device = torch.device("cuda", experiment.local_rank())
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
-    return device
+    for low, high in (("sde.sigma_min", "sde.sigma_max"), ("sde.beta_min", "sde.beta_max")):
+        if config[low] >= config[high]:
+            raise experiment.UsageError(f"--config.{low}={config[low]}: expected below {high}, {config[high]}")
+    try:
+        sde.from_config(checkpoint.unflatten(config)["sde"])
+    except ValueError as error:
+        raise experiment.UsageError(f"--config.{error}") from None
 
 
 class Log:
@@ -195,13 +224,15 @@ class Log:
 
 
 class stop_cleanly:
-    """On SIGTERM or SIGINT, finish the step, write a checkpoint and leave as by Ctrl-C."""
+    """On SIGTERM, SIGINT or SIGUSR1 (a scheduler's warning), finish the step, write a checkpoint and leave as by Ctrl-C."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self, trainer: training.Trainer) -> None:
         self.trainer = trainer
 
     def __enter__(self) -> None:
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
 
     def _ask(self, number: int, frame: Any) -> None:
         self.trainer.stop = True
@@ -215,7 +246,7 @@ class stop_cleanly:
 
 def line(entry: dict[str, Any], trainer: training.Trainer) -> str:
     """One record as a line of the log."""
-    terms = ", ".join(f"{name} {entry[name]:.5g}" for name in ("score", "kl", "l1") if name in entry)
+    terms = ", ".join(f"{name} {entry[name]:.5g}" for name in TERMS if name in entry)
     return (
         f"step {entry['step']}/{trainer.total}: {terms}, {entry['images_per_second']:.0f} images/s, "
         f"{entry['memory_mb']:.0f} MB, {entry['seconds_left']:.0f} s left"
@@ -227,7 +258,7 @@ def count(model: torch.nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in model.parameters()):,}"
 
 
-def describe(record: dict[str, Any], split: data.Split) -> int:
+def estimate(record: dict[str, Any], split: data.Split) -> int:
     """Print what a run would be: configuration, parameters, memory and disk."""
     with torch.device("meta"):
         model = checkpoint.build(record)
@@ -256,16 +287,48 @@ def describe(record: dict[str, Any], split: data.Split) -> int:
     return 0
 
 
+def draw(trainer: training.Trainer) -> None:
+    """samples/STEP.png: samples (mode none) or reconstructions (vae-*, ae-*); a drl mode has neither."""
+    if trainer.model.decoder is not None:
+        draw_reconstructions(trainer)
+    elif trainer.model.encoder is None:
+        draw_samples(trainer)
+
+
 @torch.no_grad()
-def draw_grid(trainer: training.Trainer, run: Path) -> None:
+def draw_samples(trainer: training.Trainer) -> None:
     """samples/STEP.png: images of the averaged weights, from the same noise at every step."""
     live = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.model.load_state_dict(live | trainer.average.tensors)
     trainer.model.eval()
-    pixels = sample_images(trainer.model, range(16), "heun", edm_levels(18), 16)
+    pixels = sample_images(trainer.model, range(SHOWN), "heun", edm_levels(18), SHOWN)
     trainer.model.load_state_dict(live)
     trainer.model.train()
-    figures.image_grid(pixels, 8, run / "samples" / f"step_{trainer.step:08d}.png")
+    figures.image_grid(pixels, 8, trainer.run / "samples" / f"step_{trainer.step:08d}.png")
+
+
+def draw_reconstructions(trainer: training.Trainer) -> None:
+    """samples/STEP.png: the first training images, and below each row what the decoder makes of their codes."""
+    given = np.array(trainer.split.images[:SHOWN])
+    trainer.model.eval()
+    made = reconstruct_images(trainer.model, given, [0.5], SHOWN)[:, 0]
+    trainer.model.train()
+    rows = [part for start in range(0, len(given), 8) for part in (given[start : start + 8], made[start : start + 8])]
+    figures.image_grid(np.concatenate(rows), 8, trainer.run / "samples" / f"step_{trainer.step:08d}.png")
+
+
+@torch.no_grad()
+def reconstruct_images(model: ScoreModel, given: np.ndarray, times: Sequence[float], batch: int) -> np.ndarray:
+    """uint8 images [N, T, C, H, W]: what the decoder of a vae-* or ae-* run makes of the mean codes of uint8 images."""
+    device, pieces = next(model.parameters()).device, []
+    for start in range(0, len(given), batch):
+        x0 = model.scaling.to_model(torch.from_numpy(np.array(given[start : start + batch])).to(device))
+        made = []
+        for time in times:
+            level = torch.full((len(x0),), model.std * trajectories.level_of(time), device=device)
+            made.append(model.scaling.to_pixels(model.reconstruct(level, model.encode(x0, torch.tensor(time)).mean)))
+        pieces.append(torch.stack(made, 1).cpu().numpy())
+    return np.concatenate(pieces) if pieces else np.empty((0, len(times), *model.shape), np.uint8)
 
 
 def sample_images(
@@ -294,31 +357,47 @@ def sample_images(
 
         *_, x = SAMPLERS[sampler][0](denoise, x, levels)
         pieces.append(model.scaling.to_pixels(x).cpu().numpy())
-    return np.concatenate(pieces)
+    return np.concatenate(pieces) if pieces else np.empty((0, *model.shape), np.uint8)
 
 
-def sample(args: Any) -> int:
-    """Draw images from a run."""
-    model = checkpoint.load_score_model(args.workdir, device=experiment.choose_device(args.device))
+def sample(args: Any, device: torch.device) -> int:
+    """Draw images from a run; reconstruct given ones with a run that has a decoder. Ranks share the images."""
+    model = checkpoint.load_score_model(args.workdir, device=device)
     given = None
     if model.encoder is not None:
         if args.images is None:
             raise experiment.UsageError(
-                f"{args.workdir} has model.mode {model.mode}, whose score needs the code of an image: pass --images train or --images test"
+                f"{args.workdir} has model.mode {model.mode}, which needs the code of an image: pass --images train or --images test"
             )
         given = data.open_split(model.config["data"]["name"], args.images, args.data).images[: args.n]
     elif args.images is not None:
         raise experiment.UsageError(f"{args.workdir} has model.mode none and takes no --images")
-    sde = model.config["sde"]
-    unit = model.unit if sde["name"] == "ve" else 1.0
-    levels = edm_levels(args.steps, sde["sigma_min"] * unit, sde["sigma_max"] * unit)
+    if model.decoder is not None:
+        return save_reconstructions(args, model, given)
+    levels = edm_levels(args.steps, *model.sde.level_range())
     count = args.n if given is None else len(given)
-    seeds = range(args.seed_base, args.seed_base + count)
-    pixels = sample_images(model, seeds, args.sampler, levels, args.batch, given)
+    mine = ranks.share(count, args.batch)
+    seeds = range(args.seed_base, args.seed_base + count)[mine.start : mine.stop]
+    chosen = None if given is None else given[mine.start : mine.stop]
+    pixels = ranks.gather_rows(sample_images(model, seeds, args.sampler, levels, args.batch, chosen))
     name = f"{args.sampler}{args.steps}_seed{args.seed_base}_n{count}"
-    arrays.write_array(args.workdir / "samples" / f"{name}.npy", pixels)
-    shown = figures.image_grid(pixels[:GRID], 8, args.workdir / "samples" / f"{name}.png")
-    print(f"{len(pixels)} images at step {model.step}: {shown.with_suffix('.npy')}, {shown}")
+    if pixels is not None:
+        arrays.write_array(args.workdir / "samples" / f"{name}.npy", pixels)
+        shown = figures.image_grid(pixels[:GRID], 8, args.workdir / "samples" / f"{name}.png")
+        print(f"{len(pixels)} images at step {model.step}: {shown.with_suffix('.npy')}, {shown}")
+    return 0
+
+
+def save_reconstructions(args: Any, model: ScoreModel, given: np.ndarray) -> int:
+    """samples/reconstructions_*: uint8 [N, T, C, H, W] at three times, and a picture: images, then a row a time."""
+    mine, times = ranks.share(len(given), args.batch), (0.0, 0.5, 1.0)
+    made = ranks.gather_rows(reconstruct_images(model, given[mine.start : mine.stop], times, args.batch))
+    if made is not None:
+        path = args.workdir / "samples" / f"reconstructions_{args.images}_n{len(made)}.npy"
+        arrays.write_array(path, made)
+        rows = np.concatenate([np.array(given[:8]), *np.moveaxis(made[:8], 1, 0)])
+        shown = figures.image_grid(rows, min(8, len(given)), path.with_suffix(".png"))
+        print(f"{len(made)} reconstructions at the times {times} at step {model.step}: {path}, {shown}")
     return 0
 
 
@@ -336,25 +415,28 @@ def publish(args: Any) -> int:
 
 
 @torch.no_grad()
-def evaluate(args: Any) -> int:
+def evaluate(args: Any, device: torch.device) -> int:
     """eval.json: the loss terms of the test split under the averaged weights, with the same draws at every call."""
-    model = checkpoint.load_score_model(args.workdir, device=experiment.choose_device(args.device))
-    split = data.open_split(model.config["data"]["name"], "test", args.data)
-    device, sums = next(model.parameters()).device, {}
-    for start in experiment.progress(range(0, len(split), args.batch), "evaluating", "batches"):
+    model = checkpoint.load_score_model(args.workdir, device=device)
+    split, sums = data.open_split(model.config["data"]["name"], "test", args.data), {}
+    config = model.config | {
+        "seed": "eval",
+        "training": {**model.config["training"], "mixup": False},
+        "data": {**model.config["data"], "augmentation": "none"},
+    }
+    starts = ranks.deal(range(0, len(split), args.batch))
+    for start in experiment.progress(starts, "evaluating", "batches"):
         pixels = torch.from_numpy(np.array(split.images[start : start + args.batch])).to(device)
-        config = {**model.config, "seed": "eval", "training": {**model.config["training"], "mixup": False}}
         draws = training.draw(model, config, start, len(pixels), device)
         for name, value in model.loss(model.scaling.to_model(pixels), draws).items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(pixels)
-    result = {name: value / len(split) for name, value in sums.items()}
-    arrays.write_json(
-        args.workdir / "eval.json", {"step": model.step, "split": "test", "images": len(split), "loss": result}
-    )
-    print(
-        f"{args.workdir}, step {model.step}, test: "
-        + ", ".join(f"{name} {value:.5g}" for name, value in result.items())
-    )
+    shares = ranks.collect(sums)
+    loss = {name: sum(share.get(name, 0.0) for share in shares) / len(split) for name in TERMS if name in shares[0]}
+    if ranks.first():
+        content = {"step": model.step, "split": "test", "images": len(split), "loss": loss}
+        arrays.write_json(args.workdir / "eval.json", content)
+        terms = ", ".join(f"{name} {value:.5g}" for name, value in loss.items())
+        print(f"{args.workdir}, step {model.step}, test: {terms}")
     return 0
 
 

@@ -1,10 +1,12 @@
 """The training loop: a function of (configuration, data) that can stop anywhere and go on, bit for bit.
 
-A batch is a function of (seed, step): images by a permutation an epoch, levels, noise and dropout by generators seeded
-from (seed, step). Several processes under torchrun each take their share of the same batch and average the gradients,
-so more ranks change the speed and not the losses (the encoder's batch-norm statistics are per rank).
+A batch is a function of (seed, step): images by a permutation an epoch; levels, noise, augmentation and mixup by
+generators seeded from (seed, step), a row an image. Several processes under torchrun each take their share of the same
+batch and average the gradients, so more ranks change the speed and not the losses; dropout is drawn by (seed, step, rank),
+and the encoder's batch-norm statistics are those of one rank's share, or of one part where gradients are accumulated.
 """
 
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from diffusion_model import checkpoint, experiment
+from diffusion_model import augment, checkpoint, data, experiment, ranks
 from diffusion_model.data import Split
 from diffusion_model.ema import Average
-from diffusion_model.score_model import LEVELS, ScoreModel
+from diffusion_model.objective import LEVELS
+from diffusion_model.score_model import ScoreModel
 
 
 def batch_indices(seed: int, step: int, batch: int, count: int) -> np.ndarray:
@@ -26,14 +28,23 @@ def batch_indices(seed: int, step: int, batch: int, count: int) -> np.ndarray:
     epochs = positions // count
     indices = np.empty(batch, np.int64)
     for epoch in np.unique(epochs):
-        order = torch.randperm(count, generator=experiment.generator(seed, "epoch", int(epoch))).numpy()
         chosen = epochs == epoch
-        indices[chosen] = order[positions[chosen] % count]
+        indices[chosen] = _order(seed, int(epoch), count)[positions[chosen] % count]
     return indices
 
 
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The permutation of one epoch; two are kept, for the batch that lies across."""
+    return torch.randperm(count, generator=experiment.generator(seed, "epoch", epoch)).numpy()
+
+
 def draw(model: ScoreModel, config: Any, step: int, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """All that is random in one step's loss (see ScoreModel.loss), from generators seeded by (seed, step)."""
+    """All that is random in one step but dropout, a row an image of the batch, from generators seeded by (seed, step).
+
+    level [B], noise [B, C, H, W]; with an encoder code_noise [B, Z]; under mixup share [B] and partner [B] (rows of the
+    batch); where images are augmented, augmentation [B, P].
+    """
     generator = experiment.generator(config["seed"], "step", step, device=device)
     options = {"generator": generator, "device": device}
     uniform = torch.rand(batch, dtype=torch.float64, **options)
@@ -46,20 +57,28 @@ def draw(model: ScoreModel, config: Any, step: int, batch: int, device: torch.de
         if config["training"]["mixup"]:
             draws["share"] = torch.rand(batch, **options)  # Beta(1, 1)
             draws["partner"] = torch.randperm(batch, **options)
-    return draws
+    generator = experiment.generator(config["seed"], "augment", step, device=device)
+    numbers = augment.draw(config["data"]["augmentation"], batch, generator, device)
+    return draws if numbers is None else draws | {"augmentation": numbers}
 
 
 class Trainer:
-    """Model, optimiser and average of one run; `advance` makes one step, `save` and `restore` carry them over."""
+    """Model, optimiser and average of one run; `advance` makes one step, `save` and `restore` carry them over.
+
+    `said` lists what the user should know about how the run is made here: precision, compilation, other ranks before.
+    """
 
     def __init__(self, run: Path, record: dict[str, Any], split: Split, device: torch.device) -> None:
         self.run, self.split, self.device = Path(run), split, device
         self.config = checkpoint.unflatten(record["config"])
-        self.rank, self.world = experiment.rank(), experiment.world()
         self.stop = False  # set by a signal handler: make a checkpoint after this step and leave
         training, optimiser = self.config["training"], self.config["optimiser"]
-        if training["batch"] % self.world:
-            raise ValueError(f"training.batch {training['batch']} is not divisible by {self.world} processes")
+        parts = experiment.world() * training["accumulate"]
+        if training["batch"] % parts:
+            raise ValueError(
+                f"training.batch {training['batch']} is not divisible by {experiment.world()} processes times "
+                f"training.accumulate {training['accumulate']}: choose a multiple of {parts}"
+            )
         torch.manual_seed(experiment.seed_of(self.config["seed"], "weights"))
         self.model = checkpoint.build(record).to(device).train()
         self.average = Average(self.model, training["average_decay"])
@@ -68,61 +87,85 @@ class Trainer:
             list(self.parameters.values()), lr=optimiser["learning_rate"],
             betas=(optimiser["beta1"], 0.999), eps=optimiser["epsilon"], fused=True,
         )  # fmt: skip
-        self.step = 0
+        self.resident = data.resident(split, device)
+        self.step, self.said = 0, []
         stored = checkpoint.steps(run)
         if stored:
             self._restore(stored[-1])
+        self._hasten(training["precision"], training["compile"])
+
+    def _hasten(self, precision: str, compilation: str) -> None:
+        """Precision of the networks' products and compilation; `auto` is bfloat16 and compiled on a GPU, neither on a CPU."""
+        on_gpu = self.device.type == "cuda"
+        if precision == "bfloat16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
+            self.model.precision = torch.bfloat16
+        self.compiled = {"auto": "default" if on_gpu else "none"}.get(compilation, compilation)
+        if self.compiled != "none":
+            mode = {"default": None, "graphs": "reduce-overhead"}[self.compiled]
+            for part in (self.model.encoder, self.model.net, self.model.decoder):
+                if part is not None:
+                    part.compile(mode=mode, dynamic=False)
+        self.said.append(f"{str(self.model.precision).removeprefix('torch.')}, compilation {self.compiled}")
 
     @property
     def total(self) -> int:
         """Steps of the whole run: training.images over the batch, rounded up."""
         return -(-self.config["training"]["images"] // self.config["training"]["batch"])
 
-    def batch(self, step: int) -> torch.Tensor:
-        """Images of one step in model space, [B, C, H, W]."""
-        indices = batch_indices(self.config["seed"], step, self.config["training"]["batch"], len(self.split))
-        order = np.argsort(indices)  # a memory map is read in order
-        images = np.empty((len(indices), *self.split.shape), np.uint8)
-        images[order] = self.split.images[indices[order]]
-        return self.model.scaling.to_model(torch.from_numpy(images).to(self.device))
+    def images(self, indices: np.ndarray, numbers: torch.Tensor | None) -> torch.Tensor:
+        """Images of the training split in model space, [B, C, H, W], augmented by their numbers [B, P]."""
+        if self.resident is not None:
+            pixels = self.resident[torch.from_numpy(indices).to(self.device)]
+        else:
+            order = np.argsort(indices)  # a memory map is read in order
+            held = np.empty((len(indices), *self.split.shape), np.uint8)
+            held[order] = self.split.images[indices[order]]
+            pixels = torch.from_numpy(held).to(self.device)
+        if numbers is not None:
+            pixels = augment.augment(self.config["data"]["augmentation"], pixels, numbers)
+        return self.model.scaling.to_model(pixels)
 
     def advance(self) -> dict[str, torch.Tensor]:
         """One optimiser step; returns the loss terms, not yet checked for being finite."""
-        optimiser = self.config["optimiser"]
-        images = self.batch(self.step)
-        draws = draw(self.model, self.config, self.step, len(images), self.device)
-        if self.world > 1:
-            share = slice(self.rank * len(images) // self.world, (self.rank + 1) * len(images) // self.world)
-            images, draws = images[share], {name: values[share] for name, values in draws.items() if name != "partner"}
-            if "share" in draws:  # the partner is drawn among the rank's own images
-                generator = experiment.generator(self.config["seed"], "partner", self.step, self.rank)
-                draws["partner"] = torch.randperm(len(images), generator=generator).to(self.device)
-        torch.manual_seed(experiment.seed_of(self.config["seed"], "dropout", self.step, self.rank))
-        terms = self.model.loss(images, draws)
-        sum(terms.values()).backward()
-        if self.world > 1:
-            self._average_gradients()
+        optimiser, batch = self.config["optimiser"], self.config["training"]["batch"]
+        indices = batch_indices(self.config["seed"], self.step, batch, len(self.split))
+        draws = draw(self.model, self.config, self.step, batch, self.device)
+        torch.manual_seed(experiment.seed_of(self.config["seed"], "dropout", self.step, experiment.rank()))
+        terms = self._gradients(indices, draws)
+        ranks.mean_([parameter.grad for parameter in self.parameters.values() if parameter.grad is not None])
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), optimiser["clip"])
-        warm_up = optimiser["warm_up"] // self.config["training"]["batch"]
+        warm_up = optimiser["warm_up"] // batch
         for group in self.optimizer.param_groups:
             group["lr"] = optimiser["learning_rate"] * min(1.0, (self.step + 1) / max(warm_up, 1))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update()
         self.step += 1
-        return {name: value.detach() for name, value in terms.items()}
+        return terms
 
-    def _average_gradients(self) -> None:
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.world
-        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+    def _gradients(self, indices: np.ndarray, draws: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Add up the gradients of this rank's share of the batch, in `training.accumulate` parts; their mean loss terms."""
+        mine, parts = ranks.share(len(indices)), self.config["training"]["accumulate"]
+        size, sums = len(mine) // parts, {}
+        for start in range(mine.start, mine.stop, size):
+            rows = slice(start, start + size)
+            part = {name: values[rows] for name, values in draws.items()}
+            x0 = self.images(indices[rows], part.pop("augmentation", None))
+            if "partner" in part:
+                partner, numbers = part.pop("partner"), draws.get("augmentation")
+                numbers = None if numbers is None else numbers[partner]
+                part["other"] = self.images(indices[partner.cpu().numpy()], numbers)
+            if self.compiled == "graphs":
+                torch.compiler.cudagraph_mark_step_begin()
+            terms = self.model.loss(x0, part)
+            (sum(terms.values()) / parts).backward()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / parts
+        return sums
 
     def save(self) -> None:
-        """Write checkpoint `step` (rank 0 alone)."""
-        if self.rank:
+        """Write checkpoint `step` (the first rank alone)."""
+        if not ranks.first():
             return
         names = {parameter: name for name, parameter in self.parameters.items()}
         state = {
@@ -131,7 +174,8 @@ class Trainer:
             for field, value in fields.items()
         }
         groups = {"model": self.model.state_dict(), "average": self.average.tensors, "optimizer": state}
-        checkpoint.save(self.run, self.step, groups, self.config["logging"]["keep"], updates=self.average.updates)
+        facts = {"updates": self.average.updates, "world": experiment.world()}
+        checkpoint.save(self.run, self.step, groups, self.config["logging"]["keep"], **facts)
 
     def _restore(self, step: int) -> None:
         groups, meta = checkpoint.read(self.run, step, ["model", "average", "optimizer"])
@@ -146,6 +190,12 @@ class Trainer:
                 "exp_avg_sq": torch.empty_like(parameter.data).copy_(saved["exp_avg_sq"]),
             }
         self.step = step
+        before = meta.get("world", 1)
+        if before != experiment.world():
+            self.said.append(
+                f"resumed with {experiment.world()} ranks, {before} before: the same images and noise at each step, "
+                "other draws of dropout and other batch-norm statistics of the encoder"
+            )
 
 
 def train(trainer: Trainer) -> Iterator[dict[str, Any]]:
@@ -161,10 +211,13 @@ def train(trainer: Trainer) -> Iterator[dict[str, Any]]:
     since, sums = trainer.step, None
     while trainer.step < trainer.total:
         terms = trainer.advance()
+        trainer.stop = ranks.any_rank(trainer.stop)
         sums = terms if sums is None else {name: sums[name] + value for name, value in terms.items()}
         last = trainer.step == trainer.total or trainer.stop
         if last or trainer.step % every == 0 or trainer.step % save_every == 0:
-            means = {name: float(value) / (trainer.step - since) for name, value in sums.items()}
+            totals = torch.stack([torch.as_tensor(value, device=trainer.device).float() for value in sums.values()])
+            ranks.mean_([totals])
+            means = dict(zip(sums, (totals / (trainer.step - since)).tolist(), strict=True))
             broken = [name for name, value in means.items() if not np.isfinite(value)]
             if broken:
                 kept = checkpoint.steps(trainer.run)

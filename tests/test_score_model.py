@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from diffusion_model.data import Scaling
+from diffusion_model.objective import LEVELS, WEIGHTS
 from diffusion_model.precondition import PRECONDITIONS
-from diffusion_model.score_model import LEVELS, MODES, WEIGHTS, ScoreModel
+from diffusion_model.score_model import MODES, ScoreModel
 
 SHAPE = (3, 8, 8)
 
@@ -20,10 +21,17 @@ def make(mode="none", precondition="edm", **objective):
         },
         "encoder": {"widen": 0.25, "fourier_scale": 4.0},
         "sde": {"name": "ve", "sigma_min": 0.01, "sigma_max": 50.0},
-        "objective": {"weight": "dsm", "levels": "uniform-time", "mean": -1.2, "std": 1.2, "lambda_z": 1e-5} | objective,
+        "objective": {"weight": "dsm", "levels": "uniform-time", "mean": -1.2, "std": 1.2, "lambda_z": None} | objective,
     }  # fmt: skip
     torch.manual_seed(0)
     return ScoreModel(config, SHAPE, Scaling((1 / 127.5,) * 3, (-1.0,) * 3), std=0.5)
+
+
+@torch.no_grad()
+def moved(model):
+    """Output convolutions start near zero (1e-10): move them, or what lies before them hardly shows."""
+    for parameter in model.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
 
 
 def draws_for(model, batch=6):
@@ -65,10 +73,7 @@ def test_dsm_weight_is_the_papers_loss():
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_reach_every_parameter(mode, precondition):
     model = make(mode, precondition)
-    # output convolutions start near zero (1e-10): move them, or what lies before them sees no gradient to speak of
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    moved(model)
     sum(model.loss(torch.randn(6, *SHAPE), draws_for(model)).values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
@@ -81,9 +86,63 @@ def test_gradients_reach_every_parameter(mode, precondition):
 def test_what_a_mode_does_not_use_is_not_computed():
     assert make().encoder is None
     assert set(make().loss(torch.randn(6, *SHAPE), draws_for(make()))) == {"score"}
-    for mode, term in (("probabilistic-drl", "kl"), ("reg-drl", "l1")):
+    for mode, terms in (
+        ("probabilistic-drl", {"score", "kl"}), ("reg-drl", {"score", "l1"}), ("noreg-drl", {"score"}),
+        ("vae-l2", {"reconstruction", "kl"}), ("ae-bce", {"reconstruction"}),
+    ):  # fmt: skip
         model = make(mode)
-        assert set(model.loss(torch.randn(6, *SHAPE), draws_for(model))) == {"score", term}
+        assert set(model.loss(torch.randn(6, *SHAPE), draws_for(model))) == terms
+        assert (model.net is None) == ("reconstruction" in terms) == (model.decoder is not None)
+
+
+@pytest.mark.parametrize(("mode", "weight"), [("probabilistic-drl", 1e-5), ("vae-l2", 1.0), ("vae-bce", 1.0)])
+def test_the_regulariser_is_the_divergence_at_the_modes_weight_or_the_one_given(mode, weight):
+    model = make(mode).eval()
+    x0, draws = torch.randn(6, *SHAPE), draws_for(make(mode))
+    with torch.no_grad():
+        posterior = model.encode(x0, model.time_of(draws["level"]))
+        normal = torch.distributions.Normal(posterior.mean, (posterior.logvar / 2).exp())
+        divergence = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0, 1)).sum(1).mean()
+        assert torch.allclose(model.loss(x0, draws)["kl"], weight * divergence, rtol=1e-5)
+        model.config["objective"]["lambda_z"] = 0.25
+        assert torch.allclose(model.loss(x0, draws)["kl"], 0.25 * divergence, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["l2", "bce"])
+def test_the_reconstruction_loss_is_half_the_sum_over_pixels(kind, monkeypatch):
+    """l2: 0.5 |d - x0|^2. bce: half the entropy of the pixels where the decoder gives exactly their logits."""
+    model, pixels = make(f"ae-{kind}"), torch.randint(1, 255, (5, *SHAPE), dtype=torch.uint8)
+    x0, draws = model.scaling.to_model(pixels), draws_for(model, 5)
+    unit = pixels / 255
+    output, exact = {
+        "l2": (x0 + 0.3, 0.5 * 0.09 * math.prod(SHAPE)),
+        "bce": (torch.logit(unit), -0.5 * (torch.xlogy(unit, unit) + torch.xlogy(1 - unit, 1 - unit)).sum() / 5),
+    }[kind]
+    monkeypatch.setattr(model.decoder, "forward", lambda c_noise, code: output)
+    assert float(model.loss(x0, draws)["reconstruction"]) == pytest.approx(float(exact), rel=1e-5)
+    made = model.scaling.to_pixels(model.reconstruct(draws["level"], torch.zeros(5, model.encoder.dimension)))
+    assert torch.equal(made, pixels if kind == "bce" else model.scaling.to_pixels(x0 + 0.3))
+
+
+def test_a_model_that_reconstructs_has_no_score_and_one_that_scores_no_decoder():
+    with pytest.raises(ValueError, match="it reconstructs and has no score"):
+        make("vae-l2").denoise(torch.randn(2, *SHAPE), torch.tensor(1.0), torch.randn(2, 16))
+    with pytest.raises(ValueError, match="no decoder"):
+        make("reg-drl").reconstruct(torch.tensor(1.0), torch.randn(2, 16))
+
+
+@pytest.mark.parametrize("mode", ["none", "probabilistic-drl", "ae-bce"])
+def test_bfloat16_products_change_a_loss_by_their_rounding_alone(mode):
+    model = make(mode).eval()
+    x0, draws = torch.randn(6, *SHAPE), draws_for(model)
+    moved(model)
+    with torch.no_grad():
+        exact = model.loss(x0, draws)
+        model.precision = torch.bfloat16
+        rounded = model.loss(x0, draws)
+    for name, value in exact.items():
+        assert rounded[name].dtype == torch.float32
+        assert 0 < abs(float(rounded[name] / value) - 1) < 0.02, name
 
 
 def test_a_drl_model_has_no_unconditional_score():
@@ -97,7 +156,7 @@ def test_mixup_with_share_one_is_no_mixup_at_twice_the_weight():
     model = make("reg-drl").eval()
     x0, draws = torch.randn(6, *SHAPE), draws_for(model)
     plain = model.loss(x0, draws)
-    mixed = model.loss(x0, draws | {"share": torch.ones(6), "partner": torch.randperm(6)})
+    mixed = model.loss(x0, draws | {"share": torch.ones(6), "other": torch.randn(6, *SHAPE)})
     assert torch.allclose(mixed["score"], 2 * plain["score"]) and torch.allclose(mixed["l1"], plain["l1"])
 
 
