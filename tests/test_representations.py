@@ -74,6 +74,16 @@ def test_moments_lie_beside_the_trajectories(run):
     assert np.allclose(z.covariance, np.cov(store.at(0.5).astype(np.float64), rowvar=False), atol=1e-8)
 
 
+def test_missing_moments_are_made_though_every_time_is_stored(run):
+    folder = run / "drl" / "moments"
+    before = {path: path.read_bytes() for path in folder.rglob("*.npy")}
+    for name in ("images", "z_0.50000000"):  # as if the command had been killed before their last file
+        (folder / name / "meta.json").unlink()
+    assert call(representations, run / "drl", "--granularities", 2) == 0
+    assert Moments.load(folder / "images").count == len(data.open_split("synthetic16", "train"))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
 def test_resuming_makes_the_missing_times_and_leaves_the_others(run):
     folder = run / "drl" / "trajectories" / "encoder" / "test"
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("z_*.npy")}

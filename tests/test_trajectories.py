@@ -53,6 +53,16 @@ def test_round_trip(store):
     assert (held.meta["run"], held.meta["step"]) == ("a", 7)
 
 
+def test_a_time_that_was_put_is_pending_until_it_is_recorded(tmp_path):
+    first, second = writer(tmp_path / "store"), writer(tmp_path / "store")  # two ranks
+    entries = [first.put(0.0, Z[0.0]), second.put(0.1, Z[0.1])]
+    assert writer(tmp_path / "store").pending == TIMES
+    first.record(entries)
+    assert first.pending == writer(tmp_path / "store").pending == [1 / 3]
+    first.write(1 / 3, Z[1 / 3])
+    assert np.array_equal(trajectories.Trajectories(tmp_path / "store").select(), np.stack([Z[t] for t in TIMES], 1))
+
+
 def test_a_time_is_found_within_a_tolerance(store):
     held = trajectories.Trajectories(store)
     assert held.nearest(0.3333333) == 1 / 3
