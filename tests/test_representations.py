@@ -1,5 +1,6 @@
 """Encoding a run: the store holds what the encoder says, resumes by time, and refuses what does not fit."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 from diffusion_model import arrays, checkpoint, data, experiment, main, representations
 from diffusion_model.moments import Moments
 from diffusion_model.trajectories import Trajectories
+
+FEW = 300  # images of each split; the moments of the images are of all
+OPTIONS = ("--limit", FEW, "--granularities", 2)
 
 
 def call(command, *argv):
@@ -28,7 +32,7 @@ def run(tmp_path_factory):
             call(main, "--mode", "train", "--config", config, "--workdir", folder / name, "--device", "cpu", *short)
             == 0
         )
-    assert call(representations, folder / "drl", "--granularities", 2, "--sources", *representations.SOURCES) == 0
+    assert call(representations, folder / "drl", *OPTIONS, "--sources", *representations.SOURCES) == 0
     os.environ.pop("DATA") if before is None else os.environ.update(DATA=before)
     return folder
 
@@ -42,7 +46,7 @@ def test_the_store_holds_what_the_encoder_says(run):
     store = Trajectories(run / "drl" / "trajectories" / "encoder" / "test")
     split = data.open_split("synthetic16", "test")
     model = checkpoint.load_score_model(run / "drl")
-    assert store.times == [0.0, 0.5, 1.0] and np.array_equal(store.labels, split.labels)
+    assert store.times == [0.0, 0.5, 1.0] and np.array_equal(store.labels, split.labels[:FEW])
     x0 = model.scaling.to_model(torch.from_numpy(np.array(split.images[:7])))
     assert np.allclose(store.at(0.5)[:7], model.encode(x0, torch.tensor(0.5)).mean.numpy(), atol=1e-5)
 
@@ -50,6 +54,7 @@ def test_the_store_holds_what_the_encoder_says(run):
 def test_encoding_does_not_depend_on_the_batch(run, tmp_path):
     store = Trajectories(run / "drl" / "trajectories" / "encoder" / "test")
     model, split = checkpoint.load_score_model(run / "drl"), data.open_split("synthetic16", "test")
+    split = dataclasses.replace(split, images=split.images[:FEW])
     z = representations.encode_images(lambda x0, time: model.encode(x0, time).mean, model, split, 0.5, batch=97)
     assert np.allclose(z, store.at(0.5), atol=1e-5)
 
@@ -79,7 +84,7 @@ def test_missing_moments_are_made_though_every_time_is_stored(run):
     before = {path: path.read_bytes() for path in folder.rglob("*.npy")}
     for name in ("images", "z_0.50000000"):  # as if the command had been killed before their last file
         (folder / name / "meta.json").unlink()
-    assert call(representations, run / "drl", "--granularities", 2) == 0
+    assert call(representations, run / "drl", *OPTIONS) == 0
     assert Moments.load(folder / "images").count == len(data.open_split("synthetic16", "train"))
     assert all(path.read_bytes() == content for path, content in before.items())
 
@@ -95,11 +100,11 @@ def test_resuming_makes_the_missing_times_and_leaves_the_others(run):
         ValueError, match=r"still being written or was interrupted \(1 times are missing\): run `python"
     ):
         Trajectories(folder)
-    assert call(representations, run / "drl", "--granularities", 2) == 0
+    assert call(representations, run / "drl", *OPTIONS) == 0
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("z_*.npy")}
     assert [name for name in before if before[name] != after[name]] == ["z_0.50000000.npy"]
     assert np.array_equal(Trajectories(folder).at(0.5), kept)
-    assert call(representations, run / "drl", "--granularities", 2, 5) == 0
+    assert call(representations, run / "drl", *OPTIONS, 5) == 0
     assert Trajectories(folder).times == [0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0]
 
 
