@@ -44,7 +44,7 @@ def is_number(value: Any) -> bool:
 
 
 def _open(folder: Path, step: int) -> Any:
-    """A writer whose next point follows `step`; None without TensorBoard, or where its installation is broken."""
+    """A writer whose next point follows `step`, hiding those beyond it; None without TensorBoard, or a broken one."""
     if not is_installed():
         return None
     try:
@@ -52,4 +52,4 @@ def _open(folder: Path, step: int) -> Any:
     except Exception as error:  # an optional package of any age must not end a training
         print(f"no TensorBoard curves: the package cannot be imported ({error})", file=sys.stderr)
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -172,7 +172,7 @@ def test_curves_are_the_numbers_of_the_records(tmp_path, monkeypatch):
     package.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
     monkeypatch.setattr(board, "is_installed", lambda: True)
-    for step, purge in ((0, None), (7, 8)):
+    for step, purge in ((0, 1), (7, 8)):
         curves = board.Board(tmp_path, step)
         curves({"step": 8, "score": 1.5, "kl": float("nan"), "images": 80, "note": "x", "flag": True})
         curves.close()
