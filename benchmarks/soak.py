@@ -54,8 +54,8 @@ PHASES = (
         "training",
         ("diffusion_model/main.py", "--mode=train", "--config=configs/drl.py:smoke", "--workdir={side}/run",
          "--data={side}/data", "--device=cpu", f"--config.data.name={DATA}", "--config.model.dropout=0.1",
-         "--config.training.batch=16", "--config.training.images={images}", "--config.logging.every=80",
-         "--config.logging.checkpoint_every=160"),
+         "--config.training.batch=16", "--config.training.images={images}", "--config.logging.every=16",
+         "--config.logging.checkpoint_every=32"),
         ("run",), "run", ("run/checkpoints/[0-9]*/meta.json",),
     ),
     Phase(
@@ -73,24 +73,23 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="a new folder, or that of a soak to go on with")
     parser.add_argument("--kills", type=int, default=200, help="in all, a third for each phase")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures and the instants")
-    parser.add_argument("--span", type=float, default=3.0, help="longest time, in seconds of work, until a kill")
-    parser.add_argument("--pictures", type=int, default=4000, help="number of PNG files to prepare")
-    parser.add_argument("--steps", type=int, default=300, help="of the training")
+    parser.add_argument("--share", type=float, default=0.6, help="longest work until a kill, as a share of the whole")
+    parser.add_argument("--pictures", type=int, default=3000, help="number of PNG files to prepare")
+    parser.add_argument("--steps", type=int, default=120, help="of the training")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    for name in ("kills", "span", "steps"):
-        if getattr(args, name) <= 0:
-            raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected above 0")
-    if args.pictures < 100:
-        raise experiment.UsageError(f"--pictures {args.pictures}: expected at least 100")
+    for name, least in (("kills", 1), ("steps", 1), ("pictures", 100)):
+        if getattr(args, name) < least:
+            raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least {least}")
+    if not 0 < args.share <= 1:
+        raise experiment.UsageError(f"--share {args.share}: expected above 0 and at most 1")
     soak = Soak(args)
-    for phase in PHASES:
-        soak.reference(phase)
     for phase, kills in zip(PHASES, shares(args.kills, len(PHASES)), strict=True):
+        soak.reference(phase)  # not before the phase in front is compared: encoding writes into the run
         soak.torment(phase, kills)
     print("\n".join(soak.summary(phase) for phase in PHASES))
     return 0
@@ -106,7 +105,7 @@ class Soak:
 
     def __init__(self, args: Any) -> None:
         self.folder, self.path = args.workdir.resolve(), args.workdir.resolve() / "soak.json"
-        self.settings = {name: getattr(args, name) for name in ("kills", "seed", "span", "pictures", "steps")}
+        self.settings = {name: getattr(args, name) for name in ("kills", "seed", "share", "pictures", "steps")}
         if self.path.is_file():
             self.record = arrays.read_json(self.path)
             arrays.check_meta(self.record, self.path, KIND)
@@ -157,8 +156,8 @@ class Soak:
             self.save()
 
     def delay(self, phase: Phase, number: int) -> float:
-        """Seconds of work until kill `number`: uniform up to --span, or up to the whole work where that is shorter."""
-        longest = min(self.settings["span"], self.record["phases"][phase.name]["seconds"])
+        """Seconds of work until kill `number`, uniform up to --share of the reference's work."""
+        longest = self.settings["share"] * self.record["phases"][phase.name]["seconds"]
         return random.Random(f"{self.settings['seed']} {phase.name} {number}").uniform(0, longest)
 
     def session(self, phase: Phase, side: Path, delay: float | None) -> float | None:
@@ -277,7 +276,7 @@ def content(path: Path) -> Any:
 
 
 def paint(folder: Path, count: int, seed: int) -> None:
-    """Write `count` PNG files of 96 x 96 in four classes: coarse random patterns."""
+    """Write `count` PNG files of 160 x 160 in four classes: coarse random patterns."""
     from PIL import Image
 
     source = np.random.default_rng(seed)
@@ -285,7 +284,7 @@ def paint(folder: Path, count: int, seed: int) -> None:
         (folder / f"class_{kind}").mkdir(parents=True, exist_ok=True)
     for index in experiment.progress(range(count), "painting pictures", "pictures"):
         coarse = source.integers(0, 256, (3 + index % 4, 3 + index % 4, 3), np.uint8)
-        picture = Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
+        picture = Image.fromarray(coarse).resize((160, 160), Image.Resampling.BICUBIC)
         picture.save(folder / f"class_{index % 4}" / f"{index:05d}.png")
 
 
