@@ -1,7 +1,7 @@
 """Is a run being trained? RUN/state.json, written by who trains it and believed only with evidence.
 
-    with run_state.tracked(run) as note:      # "running"; another process that trains the same run is refused
-        note(step=100, total=250_000)         # at each logged record
+    with run_state.tracked(run) as note:      # another process that trains the same run is refused
+        note(step=100, total=250_000)         # at the start and at each logged record: "running"
                                               # "finished" or "stopped" at the end, "failed" with its reason
 
 A process that is killed cannot say so. Its file goes on saying "running", so a reader asks the system: on the same machine
@@ -76,7 +76,8 @@ def tracked(run: Path, active: bool = True) -> Iterator[Callable[..., None]]:
     """Keep RUN/state.json while the body trains the run; yields `note(**facts)`, to be called at each logged record.
 
     A body that ends leaves "finished" where the facts say step == total, else "stopped"; KeyboardInterrupt is "stopped",
-    any other exception "failed" with its reason. With active=False (all ranks but the first) nothing is written.
+    any other exception "failed" with its reason. A body that ends before its first note leaves the state as it was: a
+    command that is refused is not what became of the run. With active=False (all ranks but the first) nothing is written.
     """
     if not active:
         yield lambda **facts: None
@@ -94,13 +95,14 @@ def tracked(run: Path, active: bool = True) -> Iterator[Callable[..., None]]:
         mark(run, "running", **facts)
 
     with _alone(run):
-        note()
         try:
             yield note
         except BaseException as error:
-            _leave(run, error, facts)
+            if "step" in facts:
+                _leave(run, error, facts)
             raise
-        mark(run, "finished" if facts.get("step", -1) == facts.get("total") else "stopped", **facts)
+        if "step" in facts:
+            mark(run, "finished" if facts["step"] == facts.get("total") else "stopped", **facts)
 
 
 def _leave(run: Path, error: BaseException, facts: dict[str, Any]) -> None:
@@ -121,9 +123,10 @@ def _alone(run: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             held = read(run)
+            known = held.get("state") == "running"  # not yet, where the other one has only begun
+            by = f"process {held.get('pid')} on {held.get('host')}" if known else "another process"
             raise ValueError(
-                f"{run} is being trained by process {held.get('pid')} on {held.get('host')}: wait for it or stop it, "
-                "or give another --workdir"
+                f"{run} is being trained by {by}: wait for it or stop it, or give another --workdir"
             ) from None
         except OSError:
             pass  # a file system that cannot lock a folder

@@ -48,6 +48,21 @@ def test_a_body_that_ends_early_is_stopped(tmp_path):
     assert (state.name, state.why) == ("stopped", "stopped before its first checkpoint")
 
 
+def test_a_refused_command_leaves_the_state_as_it_was(tmp_path):
+    run = make_run(tmp_path / "a")
+    run_state.mark(run, "stopped", step=3)
+    before = run_state.read(run)
+    with pytest.raises(ValueError, match="another configuration"), run_state.tracked(run):
+        raise ValueError("a run of another configuration")
+    with (
+        run_state.tracked(run),
+        pytest.raises(ValueError, match="is being trained by another process: wait"),
+        run_state.tracked(run),
+    ):
+        pass
+    assert run_state.read(run) == before
+
+
 def test_other_ranks_write_nothing(tmp_path):
     with run_state.tracked(tmp_path / "a", active=False) as note:
         note(step=1)
@@ -83,7 +98,8 @@ with run_state.tracked({str(run)!r}) as note:
     child.wait()
     child.stdout.close()
     assert run_state.state_of(run).name == "stopped"
-    with run_state.tracked(run):  # and its folder is free again
+    with run_state.tracked(run) as note:  # and its folder is free again
+        note(step=2)
         assert run_state.state_of(run).name == "running"
 
 
@@ -143,7 +159,8 @@ def test_a_full_disk_does_not_hide_why_a_run_failed(tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(FloatingPointError, match="not finite"), run_state.tracked(run):
+    with pytest.raises(FloatingPointError, match="not finite"), run_state.tracked(run) as note:
+        note(step=1)
         monkeypatch.setattr(arrays, "write_json", full)
         raise FloatingPointError("the loss is not finite")
 
