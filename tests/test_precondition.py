@@ -100,3 +100,10 @@ def test_c_noise_keeps_the_units_of_training(name):
 def test_the_label_of_vp_is_999_at_t_1():
     level = torch.tensor([math.sqrt(math.expm1(0.1 + 19.9 / 2))], dtype=torch.float64)
     assert float(PRECONDITIONS["sde"](level, SDES["vp"](), 1.0, STD)[3]) == pytest.approx(999)
+
+
+@pytest.mark.parametrize("name", ["ve", "edm"])
+def test_the_forms_of_levels_alone_do_not_see_the_process(name):
+    """So that runs with log-normal levels are the same training under any process."""
+    for others in zip(*(PRECONDITIONS[name](LEVELS, kind(), 1.0, STD) for kind in SDES.values()), strict=True):
+        assert all(torch.equal(value, others[0]) for value in others)
