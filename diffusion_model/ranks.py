@@ -179,10 +179,27 @@ def rounds(items: Sequence[Item]) -> list[list[Item]]:
     return [list(items[start : start + world]) for start in range(0, len(items), world)]
 
 
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Around a collective: its failure tells which rank is gone (ConnectionError), not what gloo or NCCL saw of that."""
+    try:
+        yield
+    except RuntimeError as error:
+        loss = _watch.loss() if _watch is not None else None
+        if loss is None:
+            raise
+        raise ConnectionError(loss) from error
+
+
 def barrier() -> None:
     """Wait until every rank is here. All ranks call it."""
     if experiment.world() > 1:
-        dist.all_reduce(torch.zeros(1))
+        _add(torch.zeros(1))
+
+
+def _add(tensor: torch.Tensor) -> None:
+    with _together():
+        dist.all_reduce(tensor)
 
 
 def first_makes(make: Callable[[], Item]) -> Item:
@@ -200,7 +217,7 @@ def any_rank(flag: bool) -> bool:
     if experiment.world() == 1:
         return flag
     raised = torch.tensor([int(flag)])
-    dist.all_reduce(raised)
+    _add(raised)
     return bool(raised.item())
 
 
@@ -209,10 +226,10 @@ def sum_(tensors: Sequence[torch.Tensor]) -> None:
     if experiment.world() == 1 or not tensors:
         return
     if len(tensors) == 1 and tensors[0].is_contiguous():
-        dist.all_reduce(tensors[0])
+        _add(tensors[0])
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
+    _add(flat)
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))
 
@@ -231,10 +248,11 @@ def collect(value: Any) -> list[Any]:
         return [value]
     text = json.dumps(value).encode()
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(experiment.world())]
-    dist.all_gather(sizes, torch.tensor([len(text)]))
-    width = int(max(sizes))
-    texts = [torch.zeros(width, dtype=torch.uint8) for _ in sizes]
-    dist.all_gather(texts, torch.frombuffer(bytearray(text.ljust(width)), dtype=torch.uint8))
+    with _together():
+        dist.all_gather(sizes, torch.tensor([len(text)]))
+        width = int(max(sizes))
+        texts = [torch.zeros(width, dtype=torch.uint8) for _ in sizes]
+        dist.all_gather(texts, torch.frombuffer(bytearray(text.ljust(width)), dtype=torch.uint8))
     return [json.loads(bytes(text.numpy()[: int(size)])) for text, size in zip(texts, sizes, strict=True)]
 
 
@@ -250,12 +268,14 @@ def gather_rows(rows: np.ndarray) -> np.ndarray | None:
     counts = collect(len(rows))
     if not first():
         if len(rows):
-            dist.send(torch.from_numpy(np.ascontiguousarray(rows).reshape(-1).view(np.uint8)), 0)
+            with _together():
+                dist.send(torch.from_numpy(np.ascontiguousarray(rows).reshape(-1).view(np.uint8)), 0)
         return None
     whole = np.empty((sum(counts), *rows.shape[1:]), rows.dtype)
     whole[: len(rows)] = rows
     ends = np.cumsum(counts)
     for rank, (count, end) in enumerate(zip(counts, ends, strict=True)):
         if rank and count:
-            dist.recv(torch.from_numpy(whole[end - count : end].reshape(-1).view(np.uint8)), rank)
+            with _together():
+                dist.recv(torch.from_numpy(whole[end - count : end].reshape(-1).view(np.uint8)), rank)
     return whole

@@ -143,6 +143,13 @@ class Watch:
         while self.fallen is None and time.monotonic() < until:
             time.sleep(0.01)
 
+    def loss(self) -> str | None:
+        """Which rank fell, as a sentence, where an error of a collective may come of that; None where none did."""
+        self._hear(HEAR)
+        if self.fallen is None:
+            return None
+        return f"{self.fallen['name']} {'died' if self.fallen['died'] else 'failed'}, and this rank cannot go on alone"
+
     def leave_unless_first(self, error: BaseException) -> None:
         """With the exception that ends this rank: return if it is the first of the job, else end the process quietly.
 
@@ -151,8 +158,9 @@ class Watch:
         signal.signal(
             signal.SIGTERM, signal.SIG_IGN
         )  # the launcher's, for the end of the others: no reason to say less
-        if isinstance(error, RuntimeError | KeyboardInterrupt):
-            self._hear(HEAR)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if interrupted or isinstance(error, RuntimeError):
+            self._hear(1.0 if interrupted else HEAR)
         if self.fallen is None:
             _send(self.link, say="failed")
             self._hear(HEAR)
@@ -161,7 +169,8 @@ class Watch:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)
-        print(f"{self.name} ends the job:", file=sys.stderr, flush=True)
+        if not interrupted:
+            print(f"{self.name} ends the job:", file=sys.stderr, flush=True)
         # What is left of a collective can hold up the end of a process; the system's alarm cannot be held up.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(int(GRACE))

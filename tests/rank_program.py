@@ -43,7 +43,11 @@ def end(how: str) -> None:
         step = 0
         ranks.describe(lambda: f"at step {step}: the last checkpoint is step 5")
         while True:
-            ranks.barrier()
+            try:
+                ranks.barrier()
+            except ConnectionError as error:
+                print(f"caught: {error}", flush=True)
+                raise
             step += 1
             if step == 7 and experiment.rank() == 1:
                 if how == "killed":

@@ -111,10 +111,11 @@ NAME = rf"rank 1 on {re.escape(socket.gethostname())} \(pid \d+\)"
 
 def test_a_killed_rank_ends_the_job_with_its_name() -> None:
     done = torchrun(2, "killed")
-    pids = [int(pid) for pid in re.findall(r"pid (\d+)", done.stdout)]
+    pids = [int(pid) for pid in re.findall(r"^pid (\d+)$", done.stdout, re.MULTILINE)]
     assert done.returncode != 0 and len(pids) == 2 and ended(pids)
     sentence = rf"error: {NAME} died at step 7: the last checkpoint is step 5; run the same command to go on\n"
     assert len(re.findall(sentence, done.stderr)) == len(re.findall("error: ", done.stderr)) == 1
+    assert re.search(rf"caught: {NAME} died, and this rank cannot go on alone\n", done.stdout)
 
 
 def test_a_failing_rank_is_named_and_the_others_leave_quietly() -> None:
@@ -127,8 +128,9 @@ def test_a_failing_rank_is_named_and_the_others_leave_quietly() -> None:
         environment = os.environ | place | {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(PROGRAM), "failed"]
         jobs.append(subprocess.Popen(command, env=environment, stdout=PIPE, stderr=PIPE, text=True))
-    said = [job.communicate(timeout=120)[1] for job in jobs]
+    printed, said = zip(*(job.communicate(timeout=120) for job in jobs), strict=True)
     assert [job.returncode for job in jobs] == [1, 1]
+    assert re.search(rf"caught: {NAME} failed, and this rank cannot go on alone\n", printed[0])
     assert "error" not in said[0] and "Traceback" not in said[0]
     assert re.search(rf"^{NAME} ends the job:\nerror: the loss is not finite\n", said[1], re.MULTILINE)
 
