@@ -360,3 +360,24 @@ def test_a_wrong_choice_of_cells_is_one_sentence(clone, arguments, sentence):
     status, commands, _, told = clone("run_all.sh", *arguments)
     assert (status, commands) == (2, [])
     assert told.startswith("error: ") and sentence in told and told.count("\n") == 1
+
+
+def test_submit_asks_slurm_for_what_is_not_done(clone):
+    sbatch = clone.project.parent / "tools/sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$@"\n')
+    sbatch.chmod(0o755)
+    numbers = [line.split()[0] for line in clone("run_all.sh", *ONE, "--dry-run")[2].splitlines()]
+    set_states(clone, c0="finished\t9\t9\t-", c2="running\t3\t9\ttraining")
+    status, _, out, _ = clone("slurm/submit.sh", "run_all", *ONE, "--time=5", "--config.training.images=9")
+    options = out.split()
+    assert status == 0
+    assert f"--array={numbers[1]},{numbers[3]}" in options
+    assert {"--requeue", "--signal=B:USR1@120", "--time=5"} <= set(options)
+    task = next(index for index, option in enumerate(options) if option.endswith("/task.sh"))
+    assert options.index("--time=5") < task  # what follows the script's name is the task's
+    assert options[task + 2 :] == ["run_all", *ONE, "--config.training.images=9"]
+    whole = clone("slurm/submit.sh", "run_all", "--datasets", "CIFAR100", "--seeds", "1")[2]
+    assert whole.split()[0].count("-") == 3  # --array=FIRST-LAST
+    set_states(clone, **{f"c{index}": "finished\t9\t9\t-" for index in range(4)})
+    assert clone("slurm/submit.sh", "run_all", *ONE)[2].startswith("nothing to submit: 4 finished")
+    assert clone("slurm/submit.sh", "all")[0] == 2

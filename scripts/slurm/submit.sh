@@ -39,7 +39,7 @@ fi
 listed=$(bash "$here/../$script.sh" "${cells[@]}" --dry-run)
 numbers=$(awk '$2 != "finished" && $2 != "running" && $2 != "untrained" { print $1 }' <<<"$listed" | paste -s -d ,)
 if [[ -z $numbers ]]; then
-    echo "nothing to submit: $(awk '{ print $2 }' <<<"$listed" | sort | uniq -c | paste -s -d , | tr -s ' ')"
+    echo "nothing to submit:$(awk '{ print $2 }' <<<"$listed" | sort | uniq -c | paste -s -d , | tr -s ' ')"
     exit 0
 fi
 # 1-3 in place of 1,2,3: a list of hundreds of numbers is too long for some versions of Slurm
