@@ -31,7 +31,7 @@ from scipy.stats import studentized_range
 from diffusion_model import arrays, checkpoint, data, experiment, figures
 from diffusion_model.score_model import ScoreModel
 
-MAY_DIFFER = ("seed", "sde.", "model.precondition", "model.fourier_scale", "logging.")
+MAY_DIFFER = ("seed", "sde.", "model.precondition", "model.embedding", "model.fourier_scale", "logging.")
 
 
 def make_parser() -> experiment.Parser:

@@ -35,12 +35,13 @@ KIND = "soak"
 
 
 class Phase(NamedTuple):
-    """A command, what it makes below a side's folder, and what is there once its first result is kept."""
+    """A command, and below a side's folder: what it makes, where its work is seen, what is there after its first result."""
 
     name: str
     command: tuple[str, ...]  # with {side}, {pictures} and {steps}
     makes: tuple[str, ...]  # removed to start over
     compared: str
+    watched: str
     kept: tuple[str, ...]  # patterns
 
 
@@ -48,7 +49,7 @@ PHASES = (
     Phase(
         "preparation",
         ("diffusion_model/prepare_data.py", DATA, "--source={pictures}", "--size=16", "--workers=2", "--data={side}/data"),
-        ("data",), "data", (f"data/{DATA}/*/.images.npy.done", f"data/{DATA}/train/images.npy"),
+        ("data",), "data", f"data/{DATA}", (f"data/{DATA}/*/.images.npy.done", f"data/{DATA}/train/images.npy"),
     ),
     Phase(
         "training",
@@ -56,13 +57,13 @@ PHASES = (
          "--data={side}/data", "--device=cpu", f"--config.data.name={DATA}", "--config.model.dropout=0.1",
          "--config.training.batch=16", "--config.training.images={images}", "--config.logging.every=16",
          "--config.logging.checkpoint_every=32"),
-        ("run",), "run", ("run/checkpoints/[0-9]*/meta.json",),
+        ("run",), "run", "run", ("run/checkpoints/[0-9]*/meta.json",),
     ),
     Phase(
         "encoding",
         ("diffusion_model/representations.py", "{side}/run", "--data={side}/data", "--device=cpu",
          "--granularities", "10", "--sources", "encoder", "untrained", "pixels", "--limit=500", "--batch=100"),
-        ("run/trajectories", "run/moments"), "run", ("run/trajectories/*/*/z_*.npy",),
+        ("run/trajectories", "run/moments"), "run", "run", ("run/trajectories/*/*/z_*.npy",),
     ),
 )  # fmt: skip
 
@@ -74,7 +75,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--kills", type=int, default=200, help="in all, a third for each phase")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures and the instants")
     parser.add_argument("--share", type=float, default=0.6, help="longest work until a kill, as a share of the whole")
-    parser.add_argument("--pictures", type=int, default=3000, help="number of PNG files to prepare")
+    parser.add_argument("--pictures", type=int, default=5000, help="number of PNG files to prepare")
     parser.add_argument("--steps", type=int, default=120, help="of the training")
     return parser
 
@@ -164,7 +165,8 @@ class Soak:
         """Run a phase's command; None where it was killed, else the seconds that it worked."""
         words = {"side": side, "pictures": self.folder / "pictures", "images": 16 * self.settings["steps"]}
         command = [sys.executable, *(part.format(**words) for part in phase.command)]
-        return run(command, side, delay, self.folder / f"{phase.name}.log")
+        side.mkdir(parents=True, exist_ok=True)
+        return run(command, side / phase.watched, delay, self.folder / f"{phase.name}.log")
 
     def compare(self, phase: Phase, kills: int) -> int:
         """Number of files that both sides have; ValueError with the first that differs."""
@@ -190,7 +192,6 @@ def run(command: Sequence[str], watched: Path, delay: float | None, log: Path) -
     Returns None where it was killed, else the seconds from the first change to the end. A command that fails by itself
     is a ValueError.
     """
-    watched.mkdir(parents=True, exist_ok=True)
     before = stamps(watched)
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -276,7 +277,7 @@ def content(path: Path) -> Any:
 
 
 def paint(folder: Path, count: int, seed: int) -> None:
-    """Write `count` PNG files of 160 x 160 in four classes: coarse random patterns."""
+    """Write `count` PNG files of 96 x 96 in four classes: coarse random patterns."""
     from PIL import Image
 
     source = np.random.default_rng(seed)
@@ -284,7 +285,7 @@ def paint(folder: Path, count: int, seed: int) -> None:
         (folder / f"class_{kind}").mkdir(parents=True, exist_ok=True)
     for index in experiment.progress(range(count), "painting pictures", "pictures"):
         coarse = source.integers(0, 256, (3 + index % 4, 3 + index % 4, 3), np.uint8)
-        picture = Image.fromarray(coarse).resize((160, 160), Image.Resampling.BICUBIC)
+        picture = Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
         picture.save(folder / f"class_{index % 4}" / f"{index:05d}.png")
 
 

@@ -2,8 +2,11 @@
 
 The protocol's rows (lr 2e-4, batch 100, 250,000 iterations, NCSN++ small, VE noise in units of the data's standard
 deviation) take a GPU for hours to days. The rows named `-study` are what `scripts/reproduce.sh` trains on two CPU cores:
-reg-drl, with EDM's preconditioning and weights, and levels drawn mostly above the data's own scale. There the code alone
-knows the image, and the VE form weighs an error by 1 / level^2: it needs hours to teach the code what this does in minutes.
+reg-drl, with EDM's preconditioning and weights, and levels drawn mostly above the data's own scale, where the code alone
+knows the image. They were chosen among seven settings tried on Synthetic; a run in the VE form knew less of the location
+after 60,000 images (35 %) than an untrained encoder (44 %), but it also differed in mode, width, batch and learning rate.
+
+Attention stands at the resolutions listed that a network has (the 84 and 42 pixels of mini-ImageNet have none).
 
     python diffusion_model/main.py --mode train --config configs/drl.py:synthetic16-study --workdir runs/drl-synthetic16
 """
@@ -16,7 +19,11 @@ PRESETS = {
     "synthetic16":       ("synthetic16",   "unit",         16, (1, 2, 2),      2,    (8,),      1.0,   100, 25_000_000, 2e-4),
     "mnist":             ("mnist",         "unit",         16, (1, 2, 2),      2,    (14,),     1.0,   100, 25_000_000, 2e-4),
     "fashion_mnist":     ("fashion_mnist", "unit",         16, (1, 2, 2),      2,    (14,),     1.0,   100, 25_000_000, 2e-4),
+    "colored_mnist":     ("colored_mnist", "unit",         16, (1, 2, 2),      2,    (14,),     1.0,   100, 25_000_000, 2e-4),
     "cifar10":           ("cifar10",       "standardised", 16, (1, 2, 2, 2),   2,    (16,),     2.0,   100, 25_000_000, 2e-4),
+    "cifar100":          ("cifar100",      "standardised", 16, (1, 2, 2, 2),   2,    (16,),     2.0,   100, 25_000_000, 2e-4),
+    "mini_imagenet":     ("mini_imagenet", "standardised", 16, (1, 2, 2),      2,    (16,),     2.0,   100, 25_000_000, 2e-4),
+    "celeba":            ("celeba",        "unit",         16, (1, 2, 2),      2,    (16,),     2.0,   100, 25_000_000, 2e-4),
     "synthetic16-study": ("synthetic16",   "unit",         16, (1, 2, 2),      1,    (),        1.0,    32,     50_000, 1e-3),
     "fashion_mnist-study": ("fashion_mnist", "unit",       16, (1, 2, 2),      1,    (),        1.0,    32,     32_000, 1e-3),
     "smoke":             ("synthetic16",   "unit",          8, (1, 2),         1,    (),        0.0625, 32,      1_280, 2e-3),
@@ -41,6 +48,7 @@ def get_config(preset: str) -> ConfigDict:
                 "blocks": blocks,
                 "attention": attention,
                 "dropout": 0.0 if short else 0.1,
+                "embedding": "fourier",
                 "fourier_scale": scale,
             },
             "encoder": {"widen": widen, "fourier_scale": scale},

@@ -20,6 +20,13 @@ TRAIN = "run `python diffusion_model/main.py --mode train --config FILE:PRESET -
 MAY_CHANGE = ("training.images", "training.compile", "logging.")  # on resuming: length, compilation, intervals
 
 
+# fields that runs of earlier versions lack, with what those did
+EARLIER = {
+    "model.embedding": "fourier", "sde.beta_min": 0.1, "sde.beta_max": 20.0, "training.accumulate": 1,
+    "training.precision": "auto", "training.compile": "auto",
+}  # fmt: skip
+
+
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     """{'section.field': value} as {'section': {'field': value}}."""
     nested: dict[str, Any] = {}
@@ -35,12 +42,13 @@ def write_run(run: Path, record: dict[str, Any]) -> dict[str, Any]:
     record = {"format": arrays.FORMAT, "kind": "run", **record}
     if path.is_file():
         before = read_run(run)
-        fields = before["config"].keys() | record["config"].keys()
-        changed = [name for name in sorted(fields) if before["config"].get(name) != record["config"].get(name)]
+        given = EARLIER | record["config"]
+        fields = before["config"].keys() | given.keys()
+        changed = [name for name in sorted(fields) if before["config"].get(name) != given.get(name)]
         refused = [name for name in changed if not name.startswith(MAY_CHANGE)]
         refused += [name for name in ("data", "scaling") if before[name] != record[name]]
         if refused:
-            both = [(before["config"], record["config"]) if name in fields else (before, record) for name in refused]
+            both = [(before["config"], given) if name in fields else (before, record) for name in refused]
             changes = ", ".join(
                 f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
                 for name, (old, new) in zip(refused, both, strict=True)
@@ -60,7 +68,7 @@ def read_run(run: Path) -> dict[str, Any]:
     missing = {"config", "scaling", "data", "shape", "std"} - record.keys()
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}: it was altered; train the run again")
-    return record
+    return record | {"config": EARLIER | record["config"]}
 
 
 def build(record: dict[str, Any]) -> ScoreModel:

@@ -163,7 +163,8 @@ def _sentence(error: OSError) -> str:
 
 
 def _report(error: BaseException | str, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    if status != 2 or rank() == 0:  # every rank finds the same wrong usage
+        print(f"error: {error}", file=sys.stderr)
     return status
 
 

@@ -21,11 +21,31 @@ class Fourier(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class LevelEmbedding(nn.Sequential):
-    """A scalar [B] -> [B, E]: Fourier features, Linear, SiLU, Linear (DDPM++ / NCSN++)."""
+class Positional(nn.Module):
+    """Sines of a scalar: c [B] -> [B, features] = (sin, cos)(c w), w geometric from 1 to 1/10000 (DDPM, for c = 999 t)."""
 
-    def __init__(self, features: int, scale: float, width: int) -> None:
-        super().__init__(Fourier(features, scale), nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width))
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        half = features // 2
+        self.register_buffer("frequencies", 10_000.0 ** -(torch.arange(half) / (half - 1)))
+
+    def forward(self, c: torch.Tensor) -> torch.Tensor:
+        angles = c[:, None].float() * self.frequencies[None]
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+EMBEDDINGS = ("fourier", "positional")
+
+
+class LevelEmbedding(nn.Sequential):
+    """A scalar [B] -> [B, E]: Fourier or positional features, Linear, SiLU, Linear (NCSN++; DDPM++)."""
+
+    def __init__(self, features: int, scale: float, width: int, kind: str = "fourier") -> None:
+        first, inputs = {
+            "fourier": (Fourier(features, scale), 2 * features),
+            "positional": (Positional(features), features),
+        }[kind]
+        super().__init__(first, nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
 
 
 def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:

@@ -37,6 +37,7 @@ from diffusion_model import (
     trajectories,
 )
 from diffusion_model.augment import AUGMENTATIONS
+from diffusion_model.layers import EMBEDDINGS
 from diffusion_model.objective import LEVELS, WEIGHTS
 from diffusion_model.precondition import PRECONDITIONS
 from diffusion_model.samplers import SAMPLERS, edm_levels
@@ -51,6 +52,7 @@ CHOICES = {
     "data.augmentation": tuple(AUGMENTATIONS),
     "model.mode": tuple(MODES),
     "model.precondition": tuple(PRECONDITIONS),
+    "model.embedding": EMBEDDINGS,
     "objective.levels": tuple(LEVELS),
     "objective.weight": tuple(WEIGHTS),
     "training.precision": ("auto", "float32", "bfloat16"),
@@ -127,11 +129,12 @@ def train(args: Any) -> int:
         raise experiment.UsageError("--mode train needs --config FILE:PRESET, such as configs/edm.py:synthetic16")
     config = experiment.flatten(experiment.load_config(args.config, args.overrides))
     check(config, args.config)
+    if args.dry_run:
+        split = data.open_split(config["data.name"], "train", args.data)
+        return estimate(describe_run(config, split), split)
     with ranks.session(experiment.choose_device(args.device)) as device:
         split = data.open_split(config["data.name"], "train", args.data)
         record = describe_run(config, split)
-        if args.dry_run:
-            return estimate(record, split)
         with torch.device("meta"):
             checkpoint.build(record)  # refuses what no network can be built from, before anything is written
         return run_to_end(args.workdir, record, split, device)
@@ -301,7 +304,7 @@ def draw_samples(trainer: training.Trainer) -> None:
     live = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.model.load_state_dict(live | trainer.average.tensors)
     trainer.model.eval()
-    pixels = sample_images(trainer.model, range(SHOWN), "heun", edm_levels(18), SHOWN)
+    pixels = sample_images(trainer.model, range(SHOWN), "heun", edm_levels(18, *trainer.model.sde.level_range()), SHOWN)
     trainer.model.load_state_dict(live)
     trainer.model.train()
     figures.image_grid(pixels, 8, trainer.run / "samples" / f"step_{trainer.step:08d}.png")
@@ -424,14 +427,14 @@ def evaluate(args: Any, device: torch.device) -> int:
         "training": {**model.config["training"], "mixup": False},
         "data": {**model.config["data"], "augmentation": "none"},
     }
-    starts = ranks.deal(range(0, len(split), args.batch))
-    for start in experiment.progress(starts, "evaluating", "batches"):
+    for start in experiment.progress(ranks.deal(range(0, len(split), args.batch)), "evaluating", "batches"):
         pixels = torch.from_numpy(np.array(split.images[start : start + args.batch])).to(device)
         draws = training.draw(model, config, start, len(pixels), device)
-        for name, value in model.loss(model.scaling.to_model(pixels), draws).items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(pixels)
-    shares = ranks.collect(sums)
-    loss = {name: sum(share.get(name, 0.0) for share in shares) / len(split) for name in TERMS if name in shares[0]}
+        terms = model.loss(model.scaling.to_model(pixels), draws)
+        sums[f"{start:012}"] = {name: float(value) * len(pixels) for name, value in terms.items()}
+    batches = {start: terms for share in ranks.collect(sums) for start, terms in share.items()}
+    held = [batches[start] for start in sorted(batches)]  # added in one order, however the ranks shared them
+    loss = {name: sum(terms[name] for terms in held) / len(split) for name in TERMS if name in held[0]}
     if ranks.first():
         content = {"step": model.step, "split": "test", "images": len(split), "loss": loss}
         arrays.write_json(args.workdir / "eval.json", content)

@@ -76,7 +76,7 @@ class ScoreModel(nn.Module):
         self.encoder = Encoder(channels, encoder["widen"], probabilistic, encoder["fourier_scale"]) if encoded else None
         layout = (
             channels, height, model["features"], model["multipliers"], model["blocks"], model["attention"],
-            model["dropout"], model["fourier_scale"],
+            model["dropout"], model["fourier_scale"], model["embedding"],
         )  # fmt: skip
         reconstructs = self.kind.reconstruction is not None
         self.net = None if reconstructs else UNet(*layout, code_width=code_width if encoded else 0)

@@ -24,7 +24,7 @@ class UNet(nn.Module):
 
     def __init__(self, channels: int, side: int, features: int = 16, multipliers: Sequence[int] = (1, 2, 2, 2),
                  blocks: int = 2, attention: Sequence[int] = (16,), dropout: float = 0.1, fourier_scale: float = 16.0,
-                 code_width: int = 0) -> None:  # fmt: skip
+                 embedding_kind: str = "fourier", code_width: int = 0) -> None:  # fmt: skip
         super().__init__()
         levels = len(multipliers)
         if side % 2 ** (levels - 1):
@@ -32,7 +32,7 @@ class UNet(nn.Module):
                 f"images of {side} pixels cannot be halved {levels - 1} times: use fewer model.multipliers"
             )
         width = 4 * features
-        self.noise_embedding = LevelEmbedding(features, fourier_scale, width)
+        self.noise_embedding = LevelEmbedding(features, fourier_scale, width, embedding_kind)
         embedding = width
         if code_width:
             self.code_embedding = initialise(nn.Linear(code_width, width))
@@ -108,12 +108,12 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: int, side: int, features: int = 16, multipliers: Sequence[int] = (1, 2, 2, 2),
                  blocks: int = 2, attention: Sequence[int] = (16,), dropout: float = 0.1, fourier_scale: float = 16.0,
-                 code_width: int = 128) -> None:  # fmt: skip
+                 embedding_kind: str = "fourier", code_width: int = 128) -> None:  # fmt: skip
         super().__init__()
         width, halvings = 4 * features, len(multipliers) - 1
         if side % 2**halvings:
             raise ValueError(f"images of {side} pixels cannot be halved {halvings} times: use fewer model.multipliers")
-        self.noise_embedding = LevelEmbedding(features, fourier_scale, width)
+        self.noise_embedding = LevelEmbedding(features, fourier_scale, width, embedding_kind)
         self.code_embedding = initialise(nn.Linear(code_width, width))
         outs = [features * multiplier for multiplier in multipliers]
         self.bottleneck = current, size = outs[-1], side // 2**halvings

@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least {least}")
     device = experiment.choose_device(args.device)
     given = inputs.open_inputs(args.run, args.params, data.root(args.data), args.step, device)
-    sde = given.model.config["sde"]
-    unit = given.model.unit if sde["name"] == "ve" else 1.0
-    high = sde["sigma_max"] * unit if args.level_max is None else args.level_max
+    high = given.model.sde.level_range()[1] if args.level_max is None else args.level_max
     if not 0 < args.level_min < high:
         raise experiment.UsageError(
             f"--level-min {args.level_min} and highest level {high}: expected 0 < lowest < highest"

@@ -117,9 +117,8 @@ def plan(kinds: Sequence[str], skips: Sequence[int], other: Sequence[int], steps
 
 def level_range(given: inputs.Inputs, low: float | None, high: float | None) -> tuple[float, float]:
     """The solver's levels in model space: those given, else those of the run's noise process."""
-    sde = given.model.config["sde"]
-    unit = given.model.unit if sde["name"] == "ve" else 1.0
-    return (sde["sigma_min"] * unit if low is None else low, sde["sigma_max"] * unit if high is None else high)
+    ends = given.model.sde.level_range()
+    return (ends[0] if low is None else low, ends[1] if high is None else high)
 
 
 def draw(

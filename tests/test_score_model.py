@@ -17,7 +17,7 @@ def make(mode="none", precondition="edm", **objective):
     config = {
         "model": {
             "mode": mode, "precondition": precondition, "unit": "data", "features": 8, "multipliers": (1, 2), "blocks": 1,
-            "attention": (4,), "dropout": 0.0, "fourier_scale": 4.0,
+            "attention": (4,), "dropout": 0.0, "embedding": "fourier", "fourier_scale": 4.0,
         },
         "encoder": {"widen": 0.25, "fourier_scale": 4.0},
         "sde": {"name": "ve", "sigma_min": 0.01, "sigma_max": 50.0},

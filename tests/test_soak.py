@@ -29,6 +29,7 @@ def metrics(**fields):
 def script(folder, body):
     """A Python command."""
     path = folder / "command.py"
+    (folder / "side").mkdir()
     path.write_text(body)
     return [sys.executable, str(path)]
 
@@ -86,7 +87,7 @@ def test_a_command_that_ends_before_its_kill_has_worked(tmp_path):
 def test_a_command_that_fails_is_no_kill(tmp_path):
     with pytest.raises(ValueError, match=r"command.py` ended with status 3: read the end of .*log"):
         soak.run(
-            script(tmp_path, "print('why', flush=True)\nraise SystemExit(3)"), tmp_path / "s", 60, tmp_path / "log"
+            script(tmp_path, "print('why', flush=True)\nraise SystemExit(3)"), tmp_path / "side", 60, tmp_path / "log"
         )
     assert (tmp_path / "log").read_text() == "why\n"
 

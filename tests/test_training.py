@@ -6,14 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from diffusion_model import arrays, checkpoint, experiment, main, training
+from diffusion_model import arrays, checkpoint, data, experiment, main, run_state, training
 from diffusion_model.ema import Average
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,34 +132,53 @@ experiment.launch(main.main, sys.argv[1:])
     assert same(whole, tmp_path / "run")
 
 
-def test_sigterm_writes_a_checkpoint_and_leaves_resumable(whole, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "diffusion_model.main",
-        "--mode",
-        "train",
-        "--config",
-        "configs/drl.py:smoke",
-        "--device",
-        "cpu",
-    ]
-    command += [
-        "--workdir",
-        str(tmp_path / "run"),
-        *SMALL,
-        "--config.training.images=1600000",
-        "--config.logging.checkpoint_every=1000000",
-    ]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_writes_a_checkpoint_after_the_step_and_leaves_resumable(whole, tmp_path, monkeypatch, capsys, number):
+    """The signal comes inside step 3; the run that goes on is the uninterrupted one."""
+    monkeypatch.setenv("DATA", str(whole.parent / "data"))
+    advance = training.Trainer.advance
+
+    def signalled(trainer):
+        if trainer.step == 2:
+            os.kill(os.getpid(), number)
+        return advance(trainer)
+
+    monkeypatch.setattr(training.Trainer, "advance", signalled)
+    assert train(tmp_path / "run") == 130
+    assert "run the same command" in capsys.readouterr().err
+    assert checkpoint.steps(tmp_path / "run")[-1] == 3
+    assert run_state.state_of(tmp_path / "run").name == "stopped"
+    monkeypatch.setattr(training.Trainer, "advance", advance)
+    assert train(tmp_path / "run") == 0
+    assert same(whole, tmp_path / "run") and run_state.state_of(tmp_path / "run").name == "finished"
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_a_sentence(whole, tmp_path):
+    """Files of the process may not grow beyond 100 kB from step 5 on: the optimiser's does not fit. Then the same command."""
+    script = f"""
+import resource, signal, sys
+from diffusion_model import experiment, main, training
+import torch
+torch.set_num_threads({torch.get_num_threads()})
+save = training.Trainer.save
+def full(trainer):
+    if trainer.step > 4:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    save(trainer)
+training.Trainer.save = full
+experiment.launch(main.main, sys.argv[1:])
+"""
+    command = ["--mode", "train", "--config", "configs/drl.py:smoke", "--device", "cpu", *SMALL]
+    command += ["--workdir", str(tmp_path / "run")]
     environment = os.environ | {"DATA": str(whole.parent / "data"), "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "metrics.jsonl").is_file() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"run the same command" in said
-    assert len(checkpoint.steps(tmp_path / "run")) == 1
+    ended = subprocess.run([sys.executable, "-c", script, *command], env=environment, cwd=ROOT, capture_output=True)
+    said = ended.stderr.decode()
+    assert ended.returncode == 1 and "Traceback" not in said
+    assert "checkpoint 6 of" in said and "the last good checkpoint is step 4: make room" in said
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "4"]
+    os.environ["DATA"] = str(whole.parent / "data")
+    assert train(tmp_path / "run") == 0
+    assert same(whole, tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(whole, tmp_path, monkeypatch, capsys):
@@ -181,41 +199,94 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(whol
     )
 
 
-def test_two_ranks_train_what_one_trains(tmp_path):
-    """Losses and weights of the score net agree to rounding (mode none, dropout 0)."""
-    data = {"DATA": str(tmp_path / "data"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = [
-        "--mode",
-        "train",
-        "--config",
-        "configs/edm.py:smoke",
-        "--device",
-        "cpu",
-        *SMALL,
-        "--config.training.images=64",
-    ]
-    alone = [sys.executable, "-m", "diffusion_model.main", *arguments, "--workdir", str(tmp_path / "one")]
-    subprocess.run(alone, env=os.environ | data, cwd=ROOT, check=True, capture_output=True)
-    pair = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "diffusion_model.main",
-    ]
-    subprocess.run(
-        [*pair, *arguments, "--workdir", str(tmp_path / "two")],
-        env=os.environ | data,
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
-    for name in one:
+NONE = ("--config.training.images=64", "--config.data.augmentation=flip")  # of mode none, dropout 0
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    before = os.environ.get("DATA")
+    os.environ["DATA"] = str(folder / "data")
+    assert train(folder / "run", *NONE, config="configs/edm.py:smoke") == 0
+    if before is not None:
+        os.environ["DATA"] = before
+    return folder / "run"
+
+
+def close(first, second):
+    """Weights of the score net and logged losses agree to rounding."""
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (first, second)]
+    assert np.allclose(*([line["score"] for line in run] for run in lines), rtol=1e-4)
+    first, second = tensors(first), tensors(second)
+    for name in first:
         if name.startswith("model."):
-            assert torch.allclose(one[name], two[name], rtol=1e-3, atol=2e-5), name
+            assert torch.allclose(first[name], second[name], rtol=1e-3, atol=2e-5), name
+
+
+def test_two_ranks_train_what_one_trains_and_one_may_go_on(one_rank, tmp_path, monkeypatch, capsys):
+    """Losses and weights of the score net agree to rounding (mode none, dropout 0), augmented images included."""
+    environment = {"DATA": str(one_rank.parent / "data"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = ["--mode", "train", "--config", "configs/edm.py:smoke", "--device", "cpu", *SMALL, *NONE]
+    pair = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*pair, "-m", "diffusion_model.main", *arguments, "--workdir", str(tmp_path / "two")]
+    subprocess.run(command, env=os.environ | environment, cwd=ROOT, check=True, capture_output=True)
+    close(one_rank, tmp_path / "two")
+    monkeypatch.setenv("DATA", str(one_rank.parent / "data"))
+    assert train(tmp_path / "two", *NONE, "--config.training.images=80", config="configs/edm.py:smoke") == 0
+    assert "resumed with 1 ranks, 2 before" in capsys.readouterr().err
+    assert checkpoint.steps(tmp_path / "two")[-1] == 5
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(one_rank, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA", str(one_rank.parent / "data"))
+    assert train(tmp_path / "run", *NONE, "--config.training.accumulate=4", config="configs/edm.py:smoke") == 0
+    close(one_rank, tmp_path / "run")
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(tmp_path, capsys):
+    assert train(tmp_path / "run", "--config.training.accumulate=3") == 1
+    assert "training.batch 16 is not divisible by 1 processes times training.accumulate 3" in capsys.readouterr().err
+
+
+def test_mixup_and_augmentation_do_not_depend_on_how_a_batch_is_cut(whole, tmp_path, monkeypatch):
+    """What the loss is given, an image a row: the same in one part and in four."""
+    monkeypatch.setenv("DATA", str(whole.parent / "data"))
+    config = experiment.load_config(
+        "configs/drl.py:smoke", ["--config.training.mixup=True", "--config.data.augmentation=laplace_strong"]
+    )
+    split = data.open_split("synthetic16", "train")
+    given = {}
+    for parts in (1, 4):
+        config.training.accumulate = parts
+        record = main.describe_run(experiment.flatten(config), split)
+        trainer, rows = training.Trainer(tmp_path / str(parts), record, split, torch.device("cpu")), []
+        monkeypatch.setattr(
+            trainer.model,
+            "loss",
+            lambda x0, draws, rows=rows, loss=trainer.model.loss: rows.append({"x0": x0, **draws}) or loss(x0, draws),
+        )
+        trainer.advance()
+        given[parts] = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    assert {"x0", "other", "share", "level", "noise", "code_noise"} == given[1].keys()
+    for name, values in given[1].items():
+        assert torch.equal(values, given[4][name]), name
+    assert not torch.equal(given[1]["x0"], given[1]["other"])
+
+
+@pytest.mark.parametrize("mode", ["vae-l2", "ae-bce"])
+def test_modes_that_reconstruct_show_pictures_of_it(whole, tmp_path, monkeypatch, capsys, mode):
+    monkeypatch.setenv("DATA", str(whole.parent / "data"))
+    run_folder = tmp_path / "run"
+    assert train(run_folder, f"--config.model.mode={mode}", "--config.training.images=800") == 0
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    halves = [np.mean([line["reconstruction"] for line in part]) for part in (lines[:25], lines[25:])]
+    assert halves[1] < halves[0] and ("kl" in lines[0]) == (mode == "vae-l2")
+    assert [path.name for path in (run_folder / "samples").iterdir()] == ["step_00000050.png"]
+    assert run("--mode", "sample", "--workdir", run_folder, "--n", 3, "--images", "test", "--batch", 2) == 0
+    made = np.load(run_folder / "samples" / "reconstructions_test_n3.npy", allow_pickle=False)
+    assert made.shape == (3, 3, 3, 16, 16) and made.dtype == np.uint8
+    assert run("--mode", "eval", "--workdir", run_folder) == 0
+    assert "reconstruction" in arrays.read_json(run_folder / "eval.json")["loss"]
 
 
 def test_another_configuration_is_refused_naming_the_fields(whole, capsys, monkeypatch):
@@ -231,7 +302,19 @@ def test_another_configuration_is_refused_naming_the_fields(whole, capsys, monke
         ("--config.encoder.widn=1", "has no field 'encoder.widn'; nearest: encoder.widen"),
         ("--config.seed=one", "expected a value of type int"),
         ("--config.model=none", "'model' is a section"),
-        ("--config.data.augmentation=simclr", "data.augmentation: 'simclr' is not known; accepted: none"),
+        ("--config.data.augmentation=simcrl", "data.augmentation: 'simcrl' is not known; nearest: simclr"),
+        ("--config.training.accumulate=0", "training.accumulate=0: expected at least 1"),
+        (
+            "--config.training.precision=half",
+            "training.precision: 'half' is not known; accepted: auto, bfloat16, float32",
+        ),
+        (
+            "--config.training.compile=max",
+            "training.compile: 'max' is not known; accepted: auto, default, graphs, none",
+        ),
+        ("--config.objective.lambda_z=-1", "objective.lambda_z=-1: expected None or a number of at least 0"),
+        ("--config.sde.beta_min=30", "sde.beta_min=30.0: expected below sde.beta_max, 20.0"),
+        ("--config.sde.name=vpp", "sde.name 'vpp' is not known; nearest: "),
         ("--config.training.batch=0", "expected at least 1"),
         ("--config.optimiser.learning_rate=-1", "expected above 0"),
         ("--config.objective.weight=esm", "objective.weight: 'esm' is not known; nearest: edm, dsm"),
