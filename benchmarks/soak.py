@@ -55,6 +55,7 @@ PHASES = (
         "training",
         ("diffusion_model/main.py", "--mode=train", "--config=configs/drl.py:smoke", "--workdir={side}/run",
          "--data={side}/data", "--device=cpu", f"--config.data.name={DATA}", "--config.model.dropout=0.1",
+         "--config.data.augmentation=laplace_weak", "--config.training.mixup=True",
          "--config.training.batch=16", "--config.training.images={images}", "--config.logging.every=16",
          "--config.logging.checkpoint_every=32"),
         ("run",), "run", "run", ("run/checkpoints/[0-9]*/meta.json",),
