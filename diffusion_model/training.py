@@ -97,6 +97,8 @@ class Trainer:
     def _hasten(self, precision: str, compilation: str) -> None:
         """Precision of the networks' products and compilation; `auto` is bfloat16 and compiled on a GPU, neither on a CPU."""
         on_gpu = self.device.type == "cuda"
+        if not on_gpu:
+            experiment.keep_memory()
         if precision == "bfloat16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
             self.model.precision = torch.bfloat16
         self.compiled = {"auto": "default" if on_gpu else "none"}.get(compilation, compilation)

@@ -1,0 +1,179 @@
+"""Images a second of one training step, beside a checkout of the original (traj_drl) on the same machine in the same run.
+
+The configuration of the DRL paper: images of 32 x 32, probabilistic encoder WRN-28-2, NCSN++ of 16 features, VE noise,
+lr 2e-4, on the images of Synthetic. Each contender is a process of its own with its own model; the rounds alternate
+between them, one works at a time, and ratios are taken round by round. --curve trains each from scratch without
+warm-up and compares the losses window by window, in units of their noise.
+
+    python benchmarks/train_step.py --original DIR                   # images a second, and how many times the original's
+    python benchmarks/train_step.py --original DIR --curve 120       # the loss curves as well
+
+DIR is the original's root. Its code runs as it is; only `op`, the CUDA extension that this configuration does not use and
+that is compiled on import, is left out. A compiled contender takes minutes for its first step, which is not counted.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion_model import arrays, data, experiment, main, training
+from diffusion_model.experiment import ROOT
+
+# name: training.precision, training.compile; the original is beside them
+OURS = {
+    "float32": ("float32", "none"),
+    "float32 compiled": ("float32", "default"),
+    "bfloat16": ("bfloat16", "none"),
+    "bfloat16 compiled": ("bfloat16", "default"),
+}
+ORIGINAL = "original"
+
+
+def make_parser() -> experiment.Parser:
+    """The command line."""
+    parser = experiment.Parser(__doc__, prog="train_step.py")
+    parser.add_argument("--original", type=Path, help="root of a checkout of traj_drl (default: without it)")
+    parser.add_argument("--contenders", nargs="+", default=["float32", "bfloat16", "bfloat16 compiled"], choices=OURS)
+    parser.add_argument("--batch", type=int, default=64, help="images a step")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of timing")
+    parser.add_argument("--steps", type=int, default=2, help="steps a round")
+    parser.add_argument("--curve", type=int, default=0, help="steps of the loss curves (0: none)")
+    parser.add_argument("--threads", type=int, default=2, help="of a CPU")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
+    parser.add_argument("--out", type=Path, help="JSON with all that was measured (default: none is written)")
+    parser.add_argument("--worker", help="used by the command itself: be this contender")
+    return parser
+
+
+def main_(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    args = make_parser().parse_args(argv)
+    if args.worker:
+        return serve(make_step(args))
+    names = ([ORIGINAL] if args.original else []) + list(args.contenders)
+    workers = {name: Worker(name, args) for name in names}
+    try:
+        for name, worker in workers.items():
+            started = time.monotonic()
+            worker.ask(2)
+            print(f"{name}: ready after {time.monotonic() - started:.0f} s", flush=True)
+        curves = {name: worker.ask(args.curve)["losses"] for name, worker in workers.items()} if args.curve else {}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(args.rounds):
+            for name, worker in workers.items():
+                seconds[name].append(worker.ask(args.steps)["seconds"] / args.steps)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    report(seconds, args.batch)
+    if curves:
+        compare(curves)
+    if args.out:
+        content = {"environment": experiment.environment(), "batch": args.batch, "seconds": seconds, "losses": curves}
+        arrays.write_json(args.out, content)
+    return 0
+
+
+def report(seconds: dict[str, list[float]], batch: int) -> None:
+    """A line a contender: images a second, and the ratio to the first one, round by round."""
+    first = next(iter(seconds))
+    print(f"{'':20} images/s (median, least to most)   times {first} (median, least to most)")
+    for name, times in seconds.items():
+        rates = batch / np.array(times)
+        ratios = np.array(seconds[first]) / np.array(times)
+        print(
+            f"{name:20} {np.median(rates):8.1f} ({rates.min():.1f} to {rates.max():.1f})"
+            f"{np.median(ratios):20.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+        )
+
+
+def compare(curves: dict[str, list[float]], windows: int = 6) -> None:
+    """Mean loss of each window of steps, and for the others their distance from the first in standard errors."""
+    first = next(iter(curves))
+    cut = {name: np.array_split(np.array(losses), windows) for name, losses in curves.items()}
+    print(f"loss in {windows} windows of {len(cut[first][0])} steps; in brackets (other - {first}) / standard error")
+    for name, parts in cut.items():
+        cells = []
+        for own, theirs in zip(parts, cut[first], strict=True):
+            error = np.sqrt(own.var(ddof=1) / len(own) + theirs.var(ddof=1) / len(theirs))
+            apart = "" if name == first else f" [{(own.mean() - theirs.mean()) / error:+.1f}]"
+            cells.append(f"{own.mean():8.1f}{apart}")
+        print(f"{name:20} " + "  ".join(cells))
+
+
+class Worker:
+    """A process that is one contender: `ask(n)` makes n steps and gives {"seconds", "losses"}."""
+
+    def __init__(self, name: str, args: Any) -> None:
+        options = [f"--batch={args.batch}", f"--threads={args.threads}", f"--device={args.device}"]
+        options += [f"--data={data.root(args.data).resolve()}", f"--worker={name}"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(args.threads)}
+        folder = None
+        if name == ORIGINAL:
+            folder = args.original / "diffusion_model"
+            if not (folder / "losses.py").is_file():
+                raise experiment.UsageError(
+                    f"--original {args.original} holds no diffusion_model/losses.py of traj_drl"
+                )
+            environment["PYTHONPATH"] = os.pathsep.join([str(folder.resolve()), str(ROOT)])
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment, cwd=folder,
+        )  # fmt: skip
+
+    def ask(self, steps: int) -> dict[str, Any]:
+        """Make so many steps."""
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise ValueError("a contender has ended: see its message above")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(step: Callable[[], float]) -> int:
+    """Make as many steps as each line of the input asks for, and answer with their time and losses."""
+    for line in sys.stdin:
+        started = time.perf_counter()
+        losses = [float(step()) for _ in range(int(line))]
+        print(json.dumps({"seconds": time.perf_counter() - started, "losses": losses}), flush=True)
+    return 0
+
+
+def make_step(args: Any) -> Callable[[], float]:
+    """One training step of a contender, which gives its loss."""
+    torch.set_num_threads(args.threads)
+    device = experiment.choose_device(args.device)
+    if args.worker == ORIGINAL:
+        from benchmarks import original_step
+
+        return original_step.make(args.batch, device, args.data)
+    precision, compilation = OURS[args.worker]
+    overrides = {
+        "data.scaling": "unit", "encoder.widen": 2.0, "training.batch": args.batch, "training.precision": precision,
+        "training.compile": compilation, "optimiser.warm_up": 0,
+    }  # fmt: skip
+    config = experiment.flatten(experiment.load_config(str(ROOT / "configs" / "drl.py") + ":synthetic")) | overrides
+    split = data.open_split("synthetic", "train", args.data)
+    record = main.describe_run(config, split)
+    trainer = training.Trainer(Path(tempfile.mkdtemp()), record, split, device)
+    return lambda: sum(trainer.advance().values())
+
+
+if __name__ == "__main__":
+    experiment.launch(main_)
