@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # rep.sh [DATASET] [WIDEN] [LR]: representations of every run that run.sh made with these, without augmentation, in the
 # modes probabilistic-drl and reg-drl: every seed present, with mixup or without. Defaults: synthetic 1 2e-4.
+# One device, or GPUS=n of them.
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     sed -n '2,/^set /{/^# /s///p}' "${BASH_SOURCE[0]}"
@@ -16,6 +17,7 @@ fi
 dataset=$(canonical "${1:-synthetic}")
 widen=${2:-1}
 rate=$(number "${3:-2e-4}")
+launcher
 
 found=0 failed=0
 for mode in probabilistic-drl reg-drl; do
@@ -23,7 +25,7 @@ for mode in probabilistic-drl reg-drl; do
         if [[ -d $run ]]; then
             found=1
             echo "$run"
-            "$PYTHON" "$ROOT/diffusion_model/representations.py" "$run" || failed=1
+            "${command[@]}" "$ROOT/diffusion_model/representations.py" "$run" || failed=1
         fi
     done
 done

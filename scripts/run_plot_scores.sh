@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
 # run_plot_scores.sh [RUN] [PARAMS] [OPTIONS]: the neural score against the isotropic and the Gaussian one, over levels.
-# Defaults: runs/edm-cifar10 gaussian_params. Options are those of linear_structure/compare_scores.py.
+# Defaults: runs/edm-cifar10 gaussian_params. OPTIONS are those that
+# `python linear_structure/compare_scores.py --help` lists.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set /{/^# /s///p}' "${BASH_SOURCE[0]}"
+    exit 0
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 run=${1:-runs/edm-cifar10}
 "$PYTHON" "$ROOT/linear_structure/compare_scores.py" "$run" "${2:-gaussian_params}" "${@:3}"

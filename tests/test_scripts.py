@@ -164,6 +164,10 @@ def test_rep_encodes_every_seed_of_both_modes(clone):
     status, commands, _, _ = clone("rep.sh", "Synthetic", "1", "1e-4")
     assert commands == ["diffusion_model/representations.py runs/synthetic_1_none_reg-drl_False_0.0001_0"]
     assert clone("rep.sh", STUB_FAIL="False_0.0002_1")[0] == 1
+    _, commands, _, _ = clone("rep.sh", "Synthetic", "1", "1e-4", GPUS="2")
+    assert [command.split(" runs/")[0] for command in commands] == [
+        "-m torch.distributed.run --standalone --nproc_per_node=2 diffusion_model/representations.py"
+    ]
 
 
 def test_rep_without_a_run_says_what_to_run(clone):
@@ -234,7 +238,10 @@ def test_continuous_integration_is_the_test_script():
     assert (ROOT / ".ci/run").read_text().strip() == "bash scripts/test.sh"
 
 
-@pytest.mark.parametrize("script", ["run.sh", "rep.sh", "run_all.sh", "rep_all.sh", "slurm/submit.sh"])
+LINEAR = ["run_plot_scores.sh", "run_experiments_with_skips.sh"]
+
+
+@pytest.mark.parametrize("script", ["run.sh", "rep.sh", "run_all.sh", "rep_all.sh", "slurm/submit.sh", *LINEAR])
 def test_help_prints_the_usage_and_runs_nothing(clone, script):
     status, commands, out, _ = clone(script, "--help")
     assert (status, commands) == (0, [])
