@@ -29,6 +29,7 @@ import torch
 from scipy.stats import studentized_range
 
 from diffusion_model import arrays, checkpoint, data, experiment, figures
+from diffusion_model.experiment import AtLeast
 from diffusion_model.score_model import ScoreModel
 
 MAY_DIFFER = ("seed", "sde.", "model.precondition", "model.embedding", "model.fourier_scale", "logging.")
@@ -39,11 +40,11 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, prog="compare_processes.py")
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="finished runs of mode none")
     parser.add_argument("--out", type=Path, default=Path("processes"), help="folder of the figure and the numbers")
-    parser.add_argument("--n", type=int, default=1000, help="test images, the first ones")
-    parser.add_argument("--levels", type=int, default=12, help="number of levels, even in the logarithm")
+    parser.add_argument("--n", type=AtLeast(1), default=1000, help="test images, the first ones")
+    parser.add_argument("--levels", type=AtLeast(2), default=12, help="number of levels, even in the logarithm")
     parser.add_argument("--level-min", type=float, default=0.05, help="lowest level, in model space")
     parser.add_argument("--level-max", type=float, default=20.0, help="highest level")
-    parser.add_argument("--batch", type=int, default=250, help="images at once")
+    parser.add_argument("--batch", type=AtLeast(1), default=250, help="images at once")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
@@ -52,9 +53,6 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    for name, least in (("n", 1), ("levels", 2), ("batch", 1)):
-        if getattr(args, name) < least:
-            raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least {least}")
     if not 0 < args.level_min < args.level_max:
         raise experiment.UsageError(f"levels from {args.level_min} to {args.level_max}: expected 0 < lowest < highest")
     records = [checkpoint.read_run(run) for run in args.runs]

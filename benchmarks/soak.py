@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_model import arrays, experiment
+from diffusion_model.experiment import AtLeast
 
 IGNORED = ("env.json", "log.txt", "state.json")  # they tell when, where and how often
 TIMES = ("images_per_second", "memory_mb", "seconds_left")  # fields of metrics.jsonl that no two runs share
@@ -73,20 +74,17 @@ def make_parser() -> experiment.Parser:
     """The command line."""
     parser = experiment.Parser(__doc__, prog="soak.py")
     parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="a new folder, or that of a soak to go on with")
-    parser.add_argument("--kills", type=int, default=200, help="in all, a third for each phase")
+    parser.add_argument("--kills", type=AtLeast(1), default=200, help="in all, a third for each phase")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures and the instants")
     parser.add_argument("--share", type=float, default=0.6, help="longest work until a kill, as a share of the whole")
-    parser.add_argument("--pictures", type=int, default=5000, help="number of PNG files to prepare")
-    parser.add_argument("--steps", type=int, default=120, help="of the training")
+    parser.add_argument("--pictures", type=AtLeast(100), default=5000, help="number of PNG files to prepare")
+    parser.add_argument("--steps", type=AtLeast(1), default=120, help="of the training")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    for name, least in (("kills", 1), ("steps", 1), ("pictures", 100)):
-        if getattr(args, name) < least:
-            raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least {least}")
     if not 0 < args.share <= 1:
         raise experiment.UsageError(f"--share {args.share}: expected above 0 and at most 1")
     soak = Soak(args)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from diffusion_model import arrays, data, experiment, main, training
-from diffusion_model.experiment import ROOT
+from diffusion_model.experiment import ROOT, AtLeast
 
 # name: training.precision, training.compile; the original is beside them
 OURS = {
@@ -43,11 +43,11 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, prog="train_step.py")
     parser.add_argument("--original", type=Path, help="root of a checkout of traj_drl (default: without it)")
     parser.add_argument("--contenders", nargs="+", default=["float32", "bfloat16", "bfloat16 compiled"], choices=OURS)
-    parser.add_argument("--batch", type=int, default=64, help="images a step")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds of timing")
-    parser.add_argument("--steps", type=int, default=2, help="steps a round")
-    parser.add_argument("--curve", type=int, default=0, help="steps of the loss curves (0: none)")
-    parser.add_argument("--threads", type=int, default=2, help="of a CPU")
+    parser.add_argument("--batch", type=AtLeast(1), default=64, help="images a step")
+    parser.add_argument("--rounds", type=AtLeast(1), default=9, help="rounds of timing")
+    parser.add_argument("--steps", type=AtLeast(1), default=2, help="steps a round")
+    parser.add_argument("--curve", type=AtLeast(0), default=0, help="steps of the loss curves (0: none)")
+    parser.add_argument("--threads", type=AtLeast(1), default=2, help="of a CPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
     parser.add_argument("--out", type=Path, help="JSON with all that was measured (default: none is written)")

@@ -30,6 +30,7 @@ from diffusion_model import (
     data,
     experiment,
     figures,
+    footprint,
     ranks,
     run_state,
     sde,
@@ -37,6 +38,7 @@ from diffusion_model import (
     trajectories,
 )
 from diffusion_model.augment import AUGMENTATIONS
+from diffusion_model.experiment import AtLeast
 from diffusion_model.layers import EMBEDDINGS
 from diffusion_model.objective import LEVELS, WEIGHTS
 from diffusion_model.precondition import PRECONDITIONS
@@ -91,13 +93,13 @@ def make_parser() -> experiment.Parser:
     parser.add_argument(
         "--dry-run", action="store_true", help="train: print configuration, sizes and estimates, and stop"
     )
-    parser.add_argument("--n", type=int, default=GRID, help="sample: number of images")
-    parser.add_argument("--steps", type=int, default=18, help="sample: solver steps")
+    parser.add_argument("--n", type=AtLeast(1), default=GRID, help="sample: number of images")
+    parser.add_argument("--steps", type=AtLeast(1), default=18, help="sample: solver steps")
     parser.add_argument("--sampler", default="heun", choices=tuple(SAMPLERS), help="sample: solver")
     parser.add_argument(
         "--seed-base", type=int, default=0, help="sample: seed of the first image, the next has the next"
     )
-    parser.add_argument("--batch", type=int, default=256, help="sample, eval: images at once")
+    parser.add_argument("--batch", type=AtLeast(1), default=256, help="sample, eval: images at once")
     parser.add_argument(
         "--images", choices=data.SPLITS, help="sample: the split whose images give the codes (runs with an encoder)"
     )
@@ -108,9 +110,6 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    for name in ("n", "steps", "batch"):
-        if getattr(args, name) < 1:
-            raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least 1")
     if args.mode == "train":
         return train(args)
     if args.overrides or args.config:
@@ -262,31 +261,21 @@ def count(model: torch.nn.Module) -> str:
 
 
 def estimate(record: dict[str, Any], split: data.Split) -> int:
-    """Print what a run would be: configuration, parameters, memory and disk."""
-    with torch.device("meta"):
-        model = checkpoint.build(record)
+    """Print what a run would be: configuration, parameters, arithmetic, memory and disk."""
     for name, value in record["config"].items():
         print(f"{name:28} {value}")
-    sizes = {name: sum(entry.numel() for entry in part.parameters()) for name, part in model.named_children() if part}
-    total, batch = sum(sizes.values()), record["config"]["training.batch"]
-    print(
-        f"data                         {split.name}: {len(split):,} images {split.shape}, std {record['std']:.4f} in model space"
-    )
-    print(
-        "parameters                   "
-        + ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-        + f", in all {total:,}"
-    )
-    # weights, gradients, two Adam moments and the average, and about 40 activations of `features` channels a pixel
-    pixels = split.shape[1] * split.shape[2]
-    memory = (
-        5 * 4 * total + batch * pixels * 4 * 40 * record["config"]["model.features"] * record["config"]["model.blocks"]
-    )
-    print(f"memory, estimated            {memory / 2**20:,.0f} MB beside torch itself")
-    print(
-        f"disk, estimated              {4 * 4 * total * record['config']['logging.keep'] / 2**20:,.1f} MB of checkpoints"
-    )
-    print(f"steps                        {-(-record['config']['training.images'] // batch):,}")
+    cost = footprint.measure(record)
+    parts = ", ".join(f"{name} {size:,}" for name, size in cost.parameters.items())
+    facts = {
+        "data": f"{split.name}: {len(split):,} images {split.shape}, std {record['std']:.4f} in model space",
+        "parameters": f"{parts}, in all {sum(cost.parameters.values()):,}",
+        "arithmetic": f"{cost.flops:.3g} FLOPs in all: {cost.flops / 3.6e16:.3g} h at 10 TFLOP/s, {cost.flops / 3.6e14:.3g} h at 0.1",
+        "memory, estimated": f"{cost.memory / 2**20:,.0f} MB in float32 beside torch itself",
+        "disk, estimated": f"{cost.disk / 2**20:,.1f} MB of checkpoints",
+        "steps": f"{-(-record['config']['training.images'] // record['config']['training.batch']):,}",
+    }
+    for name, fact in facts.items():
+        print(f"{name:28} {fact}")
     return 0
 
 

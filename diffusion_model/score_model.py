@@ -13,6 +13,7 @@ A DRL model has no unconditional score: without its code it is refused.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,8 +132,8 @@ class ScoreModel(nn.Module):
         with self._autocast(code):
             return self.decoder(torch.log(level / self.unit), code).to(code.dtype)
 
-    def _autocast(self, x: torch.Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32)
+    def _autocast(self, x: torch.Tensor) -> AbstractContextManager:
+        return nullcontext() if self.precision == torch.float32 else torch.autocast(x.device.type, self.precision)
 
     def score(self, x: torch.Tensor, level: torch.Tensor, code: torch.Tensor | None = None) -> torch.Tensor:
         """grad log p_level(x), [B, C, H, W]."""
