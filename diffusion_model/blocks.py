@@ -8,6 +8,7 @@ same for any number of processes: these only decode, and one process writes.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -28,6 +29,7 @@ from diffusion_model.raw import Raw
 
 BLOCK = 1024  # images copied at once
 DECODED = 256  # images decoded at once: what a kill can cost each process
+HELD = 2**25  # bytes of a block of decoded images, of which a few wait for each process: it holds fewer large ones
 _READERS: list[Callable] = []  # in a worker: what it decodes with
 
 
@@ -38,7 +40,7 @@ def cores() -> int:
 
 def write(path: Path, raw: Raw, shape: tuple[int, ...], workers: int, what: str, check: Callable) -> None:
     """Write the images of `raw` as `path`, uint8 of `shape` [N, C, H, W]; `check(rows, block)` refuses wrong ones."""
-    size = BLOCK if raw.key is None else DECODED
+    size = BLOCK if raw.key is None else max(1, min(DECODED, HELD // math.prod(shape[1:])))
     blocks = [np.arange(start, min(start + size, shape[0])) for start in range(0, shape[0], size)]
     if raw.key is not None:
         _write_decoded(path, raw, shape, blocks, workers, what, check)
@@ -83,7 +85,7 @@ def _write_decoded(
         print(f"preparing {what}: {len(kept)} of {len(blocks)} blocks are there already", file=sys.stderr)
     found = zip(missing, decode(raw.read, missing, workers), strict=True)
     with _done(path).open("a") as done:
-        for rows, block in progress(found, f"preparing {what}", f"blocks of {DECODED}", total=len(missing)):
+        for rows, block in progress(found, f"preparing {what}", f"blocks of {len(blocks[0])}", total=len(missing)):
             check(rows, block)
             target[rows[0] : rows[-1] + 1] = block
             done.write(_line(int(rows[0]), raw.key(rows), _checksum(block)))

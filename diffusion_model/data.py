@@ -33,6 +33,7 @@ from diffusion_model.sources import ALIASES, DATASETS
 
 KIND = "images"
 COMMAND = "python diffusion_model/prepare_data.py"
+LARGEST = 1024  # side that images are resized to: beyond, a mistyped number takes all memory
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,6 +251,12 @@ def prepare(
     """
     name, root = canonical(name), Path(root)
     folder = root / name
+    if name in DATASETS and size is not None:
+        raise UsageError(
+            f"--size {size}: {name} has the size {DATASETS[name].shape[1]}; give your own images another name"
+        )
+    if size is not None and size > LARGEST:
+        raise UsageError(f"--size {size}: expected at most {LARGEST}")
     if name not in DATASETS and source is None and not _is_prepared(folder):
         raise FileNotFoundError(
             f"{name!r} is no built-in data set ({nearest(name, DATASETS)}): "
@@ -280,8 +287,6 @@ def _load(
         about = {"origin": "given by the user", "licence": "unknown"}
         return found, loaded, about | {"attributes": loaded.attributes, "class_names": loaded.class_names}
     kind = DATASETS[name]
-    if size is not None:
-        raise UsageError(f"--size {size}: {name} has the size {kind.shape[1]}; give your own images another name")
     found = _locate(name, root, source, download)
     loaded = kind.load(found)
     _refuse_empty(name, loaded)
@@ -301,7 +306,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _refuse_other_source(folder: Path, source: Path | str | None, size: int | None) -> None:
     meta = arrays.read_meta(folder / "train", KIND, "")
-    if source is not None and str(source) != meta["source"]:
+    if source is not None and Path(source).resolve() != Path(meta["source"]).resolve():
         raise ValueError(f"{folder} was prepared from {meta['source']}: remove it to prepare it from {source}")
     if size is not None and meta["shape"][1:] != [size, size]:
         written = "x".join(map(str, meta["shape"][1:]))

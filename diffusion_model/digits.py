@@ -92,8 +92,9 @@ def load_idx(folder: Path) -> Loaded:
 
 
 def json_folder(folder: Path) -> Path | None:
-    """Where 0.json lies in the package (or in its folder of digits), if it does."""
-    return next((folder / inner for inner in JSON_FOLDERS if (folder / inner / JSON_FILES[0]).is_file()), None)
+    """Where the JSON files lie in the package (or in its folder of digits), if they do: one of them is enough to ask."""
+    folders = (folder / inner for inner in JSON_FOLDERS)
+    return next((entry for entry in folders if any((entry / name).is_file() for name in JSON_FILES)), None)
 
 
 def read_json_digit(path: Path) -> np.ndarray:

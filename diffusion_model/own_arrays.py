@@ -67,7 +67,9 @@ def _column_names(path: Path, splits: dict[str, Raw], columns: np.ndarray | None
 
 def _read_own(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise FileNotFoundError(f"--source {path} is no file: expected a .npy or .npz with {KEYS}")
+        raise FileNotFoundError(
+            f"--source {path} is no file: expected a .npy or .npz with {KEYS}, or a folder of images in classes"
+        )
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"--source {path}: expected a .npy or .npz with {KEYS}")
     try:

@@ -28,6 +28,7 @@ TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 ORIENTATION = 0x0112
 TRAIN_FRACTION = 0.8  # of a class whose images come without a split
 LAYOUT = "train/CLASS/ and test/CLASS/, or CLASS/, with image files"
+PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")  # no names of classes
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,7 +129,9 @@ def class_folders(folder: Path) -> list[Path]:
 
 def images_of(folder: Path) -> list[str]:
     """Image files below `folder`, by name; other files are counted in a line on stderr."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    # a link to a file that is gone is no image to leave out: decoding says so
+    entries = (path for path in folder.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+    files = sorted(path for path in entries if not path.name.startswith("."))
     found = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
     if len(found) < len(files):
         print(f"{folder}: {len(files) - len(found)} files are no images and are left out", file=sys.stderr)
@@ -163,11 +166,26 @@ def find_splits(source: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
         how = "as in the source" + (f"; {', '.join(left)} left out" if left else "")
         found = {split: listed(source / split) for split in SPLITS}
     else:
-        found, how = _cut(listed(source)), f"{TRAIN_FRACTION:.0%} of each class train by a fixed seed"
+        found, how = _cut(_listed_without_split(source)), f"{TRAIN_FRACTION:.0%} of each class train by a fixed seed"
     for split, classes in found.items():
         if not any(classes.values()):
-            raise ValueError(f"{source} holds no images for {split}: expected {LAYOUT}")
+            single = not given and any(found["train"].values())
+            why = "no class has two images, of which one could be for testing" if single else f"expected {LAYOUT}"
+            raise ValueError(f"{source} holds no images for {split}: {why}")
     return found, how
+
+
+def _listed_without_split(source: Path) -> dict[str, list[str]]:
+    """Image files by class in a folder without train/ and test/; folders that look like a split are no classes."""
+    names = [entry.name for entry in class_folders(source)]
+    if names and all(name.lower() in PARTS for name in names):
+        raise ValueError(f"{source} holds {'/ and '.join(names)}/, which look like parts of a set: expected {LAYOUT}")
+    loose = [path.name for path in source.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES]
+    if loose:
+        raise ValueError(
+            f"{source} holds {len(loose):,} images outside of the folders of classes, such as {min(loose)}: expected {LAYOUT}"
+        )
+    return listed(source)
 
 
 def _cut(classes: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
@@ -235,8 +253,10 @@ def load_mini_imagenet(source: Path) -> Loaded:
             f"testing, so that no test image is of a class that a classifier was shown: {expected}"
         )
     if set(names) != set(classes["test"]) or len(names) != 100:
+        shared = len(set(names) & set(classes["test"]))
         raise ValueError(
-            f"{source} holds {len(names)} classes in train/ and {len(classes['test'])} in test/: {expected}"
+            f"{source} holds {len(names)} classes in train/ and {len(classes['test'])} in test/, {shared} of them in both: "
+            f"{expected}"
         )
     rows = {split: rows_of(classes[split], names) for split in SPLITS}
     splits = {split: Pictures(paths, MINI_IMAGENET, "crop").raw(labels) for split, (paths, labels) in rows.items()}
@@ -275,7 +295,11 @@ def celeba_table(folder: Path, name: str) -> Path | None:
 
 def read_table(path: Path) -> tuple[list[str], Iterator[tuple[str, list[int]]]]:
     """Column names (none where the file has no header) and rows (file name, integers) of one of CelebA's tables."""
-    lines = [line.replace(",", " ").split() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error.reason} at byte {error.start}): fetch it again") from None
+    lines = [line.replace(",", " ").split() for line in text.splitlines() if line.strip()]
     if lines and len(lines[0]) == 1:
         lines = lines[1:]  # the number of images
     header = lines[0] if lines and Path(lines[0][0]).suffix.lower() not in SUFFIXES else []
@@ -295,11 +319,11 @@ def celeba_attributes(path: Path) -> dict[str, np.ndarray]:
     columns, rows = read_table(path)
     if tuple(columns) != CELEBA_ATTRIBUTES:
         raise ValueError(f"{path} names {len(columns)} attributes, expected CelebA's 40 in their order: fetch it again")
-    labels = {name: np.array(values, np.int64) for name, values in rows}
-    wrong = next((name for name, row in labels.items() if len(row) != 40 or not np.isin(row, (-1, 1)).all()), None)
+    held = dict(rows)
+    wrong = next((name for name, values in held.items() if len(values) != 40 or set(values) - {-1, 1}), None)
     if wrong is not None:
         raise ValueError(f"{path}: the line of {wrong} does not hold 40 times -1 or 1: fetch it again")
-    return {name: (row + 1) // 2 for name, row in labels.items()}
+    return {name: (np.array(values, np.int64) + 1) // 2 for name, values in held.items()}
 
 
 def celeba_partition(path: Path) -> dict[str, list[str]]:
@@ -308,7 +332,11 @@ def celeba_partition(path: Path) -> dict[str, list[str]]:
     wrong = next((name for name, values in held.items() if len(values) != 1 or values[0] not in (0, 1, 2)), None)
     if wrong is not None:
         raise ValueError(f"{path}: the line of {wrong} does not end in one of 0, 1 and 2: fetch it again")
-    return {split: [name for name, values in held.items() if values == [part]] for split, part in CELEBA_PARTS.items()}
+    names = {split: [name for name, values in held.items() if values == [part]] for split, part in CELEBA_PARTS.items()}
+    for split, part in CELEBA_PARTS.items():
+        if not names[split]:
+            raise ValueError(f"{path} lists no image of part {part}, from which {split}/ is made: fetch it again")
+    return names
 
 
 def load_celeba(source: Path) -> Loaded:

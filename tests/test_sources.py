@@ -236,6 +236,12 @@ def write_celeba(folder, count=20, csv=False):
     return labels
 
 
+def respell(path, old, new):
+    """Other words in a file, the first two lines excepted."""
+    head, names, rest = path.read_text().split("\n", 2)
+    path.write_text("\n".join((head, names, rest.replace(old, new))))
+
+
 @pytest.mark.parametrize("csv", [False, True], ids=["txt", "kaggle"])
 def test_celeba(tmp_path, csv):
     labels = write_celeba(tmp_path / "source", csv=csv)
@@ -271,8 +277,12 @@ def test_cropping_is_resizing_the_shorter_side_and_keeping_the_middle(tmp_path):
         (lambda folder: (folder / "list_attr_celeba.txt").unlink(), "holds no CelebA: place the folder img_align_celeba"),
         (lambda folder: (folder / "list_eval_partition.txt").write_text("000001.jpg 3\n"), "does not end in one of 0, 1"),
         (lambda folder: (folder / "list_eval_partition.txt").write_text("000001.jpg x\n"), "more than whole numbers"),
-        (lambda folder: (folder / "list_eval_partition.txt").write_text("000001.jpg 0\n"), "celeba/test has no images"),
-        (lambda folder: (folder / "list_eval_partition.txt").write_text("1.jpg 0\n"), "has no line of 1.jpg of 1"),
+        (lambda folder: (folder / "list_eval_partition.txt").write_text("000001.jpg 0\n"), "lists no image of part 2"),
+        (lambda folder: (folder / "list_eval_partition.txt").write_bytes(b"\xff\xfe0"), "list_eval_partition.txt is no text"),
+        (lambda folder: respell(folder / "list_attr_celeba.txt", " 1", " 99999999999999999999"), "40 times -1 or 1"),
+        (lambda folder: respell(folder / "list_attr_celeba.txt", "  1", ""), "40 times -1 or 1"),
+        (lambda folder: (folder / "list_eval_partition.txt").write_text("1.jpg 0\n2.jpg 2\n"),
+         "has no line of 1.jpg and 1 more of 2"),
         (lambda folder: (folder / "list_attr_celeba.txt").write_text("1\nBald\n000001.jpg 1\n"), "names 1 attributes"),
         (lambda folder: (folder / "img_align_celeba" / "000007.jpg").write_bytes(b"\xff\xd8\xff"),
          r"000007.jpg cannot be decoded as an image"),
@@ -291,6 +301,15 @@ def test_celeba_has_no_free_download(tmp_path, capsys):
     status, sentence = fail(capsys, "celeba", "--data", tmp_path)
     assert status == 1
     assert "cannot be downloaded freely: place the folder img_align_celeba" in sentence
+
+
+def test_celeba_with_a_byte_order_mark(tmp_path):
+    """As an editor may leave it: the same labels as without."""
+    labels = write_celeba(tmp_path / "source")
+    for table in (tmp_path / "source").glob("*.txt"):
+        table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n"))
+    _, test = prepare("CelebA", tmp_path / "source", tmp_path / "data")
+    assert np.array_equal(test.labels, labels[4::5])
 
 
 # mini-ImageNet
@@ -318,7 +337,7 @@ def test_mini_imagenet(tmp_path, monkeypatch):
     ("train", "test", "sentence"),
     [
         (range(64), range(80, 100), "holds the few-shot split, 64 classes for training and 20 others for testing"),
-        (range(9), range(9), "holds 9 classes in train/ and 9 in test/: place train/CLASS"),
+        (range(9), range(9), "holds 9 classes in train/ and 9 in test/, 9 of them in both: place train/CLASS"),
         (range(100), range(100), "mini_imagenet/train has 100 images, expected 50000"),
         (range(100), (), "no train/ and test/ with a folder a class"),
     ],
@@ -430,7 +449,13 @@ def test_kinds_of_pixels(tmp_path):
         (lambda folder: (write_classes(folder, {"a": 9}), (folder / "a" / "3.png").write_bytes(b"no")),
          "3.png cannot be decoded as an image (UnidentifiedImageError"),
         (lambda folder: (write_classes(folder, {"a": 9}), cut(folder / "a" / "3.png")), "3.png cannot be decoded as"),
-        (lambda folder: write_classes(folder, {"a": 1}), "holds no images for test"),
+        (lambda folder: write_classes(folder, {"a": 1}), "holds no images for test: no class has two images"),
+        (lambda folder: (write_classes(folder / "Train", {"a": 2}), write_classes(folder / "Val", {"a": 2})),
+         "/ and Val/, which look like parts of a set: expected train/CLASS/ and test/CLASS/"),
+        (lambda folder: (write_classes(folder, {"a": 2}), save(folder / "b.png", noise(8, 8, 3))),
+         "holds 1 images outside of the folders of classes, such as b.png: expected train/CLASS/"),
+        (lambda folder: (write_classes(folder, {"a": 9}), (folder / "a" / "z.png").symlink_to("gone.png")),
+         "z.png cannot be decoded as an image (FileNotFoundError"),
     ],
 )  # fmt: skip
 def test_wrong_folders(tmp_path, make, sentence, capsys):
@@ -450,8 +475,9 @@ def cut(path):
     ("more", "sentence"),
     [
         (("synthetic", "--size", 8), "--size 8: synthetic has the size 32"),
+        (("mine", "--source", ".", "--size", 100_000), "--size 100000: expected at most 1024"),
         (("mine", "--source", "a.npz", "--size", 8), "--size 8: only a folder of images is resized"),
-        (("synthetic", "--workers", 0), "--workers 0: expected 1 or more"),
+        (("synthetic", "--workers", 0), "--workers 0: expected at least 1"),
     ],
 )
 def test_options_that_do_not_apply(tmp_path, more, sentence, capsys):
@@ -601,6 +627,28 @@ def test_a_full_disk_stops_before_the_first_block(many, tmp_path, monkeypatch, c
     monkeypatch.undo()
     data.prepare("mine", tmp_path / "data", many)
     assert len(data.open_split("mine", "train", tmp_path / "data")) == 48
+
+
+def test_large_images_are_held_a_few_at_a_time(many, tmp_path, monkeypatch):
+    """The bytes are those of blocks of any length, and no block is above HELD, but for a single image."""
+    (whole, _), sizes = prepare("small", many, tmp_path), []
+    held = 2 * whole.images[0].nbytes
+    monkeypatch.setattr(blocks, "HELD", held)
+    decode = blocks.decode
+    monkeypatch.setattr(
+        blocks, "decode", lambda read, rows, workers: (sizes.extend(map(len, rows)), decode(read, rows, workers))[1]
+    )
+    parts, _ = prepare("large", many, tmp_path)
+    assert parts.hash == whole.hash and set(sizes) == {2}
+    monkeypatch.setattr(blocks, "HELD", 1)
+    sizes.clear()
+    assert prepare("largest", many, tmp_path)[0].hash == whole.hash and set(sizes) == {1}
+
+
+def test_the_same_source_by_another_path_is_the_same(many, tmp_path, monkeypatch):
+    train, _ = prepare("mine", many, tmp_path)
+    monkeypatch.chdir(many.parent)
+    assert prepare("mine", many.name, tmp_path)[0].hash == train.hash
 
 
 def test_a_killed_process_is_a_sentence():
