@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -45,6 +46,31 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return "nearest: " + ", ".join(close)
     return "accepted: " + ", ".join(known)
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """The `type=` of an option that is a number of the type of `least`, and not below it: `--batch 0: expected at least 1`.
+
+    The parser holds the default of a preset to it too. because: said in brackets where the bound needs a reason.
+    """
+
+    least: int | float
+    because: str = ""
+
+    def __call__(self, text: str) -> int | float:
+        return type(self.least)(text)
+
+    @property
+    def __name__(self) -> str:  # argparse calls it so: invalid int value
+        return type(self.least).__name__
+
+    def check(self, option: str, value: Any) -> None:
+        """Refuse a value, or one of a list, below the bound (UsageError); None stands for an option that is not given."""
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number < self.least:
+                reason = f" ({self.because})" if self.because else ""
+                raise UsageError(f"{option} {number}: expected at least {self.least:g}{reason}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,6 +108,9 @@ class Parser(argparse.ArgumentParser):
         if extra:
             options = [option for action in self._actions for option in action.option_strings]
             self.error(f"unknown argument {extra[0]}; {nearest(extra[0].split('=')[0], options)}")
+        for action in self._actions:
+            if isinstance(action.type, AtLeast):
+                action.type.check(action.option_strings[0], getattr(known, action.dest))
         known.overrides = overrides
         return known
 

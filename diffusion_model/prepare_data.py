@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_model import blocks, data
-from diffusion_model.experiment import Parser, UsageError, launch
+from diffusion_model.experiment import AtLeast, Parser, launch
 
 
 def parser() -> Parser:
@@ -34,9 +34,11 @@ def parser() -> Parser:
         help="folder of a built-in set's files; or a .npy, a .npz or a folder of classes of your own",
     )
     parse.add_argument(
-        "--size", type=int, help="side in pixels to resize and crop a folder of your own to (default: as they are)"
+        "--size",
+        type=AtLeast(1),
+        help="side in pixels to resize and crop a folder of your own to (default: as they are)",
     )
-    parse.add_argument("--workers", type=int, default=blocks.cores(), help="processes that decode images")
+    parse.add_argument("--workers", type=AtLeast(1), default=blocks.cores(), help="processes that decode images")
     parse.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
     return parse
 
@@ -44,9 +46,6 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare, then say what is there."""
     options = parser().parse_args(argv)
-    for name, value in (("--size", options.size), ("--workers", options.workers)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value}: expected 1 or more")
     root = data.root(options.data)
     folder = data.prepare(options.name, root, options.source, workers=options.workers, size=options.size)
     for split in data.SPLITS:

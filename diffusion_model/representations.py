@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from diffusion_model import arrays, checkpoint, data, experiment, moments, ranks, trajectories
+from diffusion_model.experiment import AtLeast
 from diffusion_model.score_model import ScoreModel
 
 SOURCES = ("encoder", "untrained", "pixels")
@@ -33,8 +34,8 @@ def make_parser() -> experiment.Parser:
     )
     parser.add_argument("--sources", nargs="+", default=["encoder"], choices=SOURCES, help="what to encode with")
     parser.add_argument("--splits", nargs="+", default=list(data.SPLITS), choices=data.SPLITS, help="which images")
-    parser.add_argument("--limit", type=int, help="only the first so many images of each split (default: all)")
-    parser.add_argument("--batch", type=int, default=500, help="images at once")
+    parser.add_argument("--limit", type=AtLeast(1), help="only the first so many images of each split (default: all)")
+    parser.add_argument("--batch", type=AtLeast(1), default=500, help="images at once")
     parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -44,9 +45,6 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    for name in ("batch", "limit"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least 1")
     try:
         times = trajectories.union(args.granularities)
     except ValueError as error:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diffusion_model import arrays, data
-from diffusion_model.experiment import Parser, UsageError, choose_device, generator, launch, progress
+from diffusion_model.experiment import AtLeast, Parser, choose_device, generator, launch, progress
 from diffusion_model.features import Classifier, classifier_folder
 
 
@@ -25,10 +25,10 @@ def make_parser() -> Parser:
     parser = Parser(__doc__, prog="train_features.py")
     parser.add_argument("name", metavar="NAME", help="data set")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
-    parser.add_argument("--images", type=int, default=60_000, help="training images in all, repetitions counted")
-    parser.add_argument("--batch", type=int, default=128, help="images a step")
+    parser.add_argument("--images", type=AtLeast(1), default=60_000, help="training images in all, repetitions counted")
+    parser.add_argument("--batch", type=AtLeast(2), default=128, help="images a step")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="highest rate of AdamW, one cycle")
-    parser.add_argument("--width", type=int, default=32, help="channels of the first convolution")
+    parser.add_argument("--width", type=AtLeast(1), default=32, help="channels of the first convolution")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
@@ -80,9 +80,6 @@ def accuracies(network: Classifier, split: data.Split, device: torch.device, bat
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, unless this very classifier is there already; print what it can tell apart."""
     args = make_parser().parse_args(argv)
-    for name, least in (("images", 1), ("batch", 2), ("width", 1)):
-        if getattr(args, name) < least:
-            raise UsageError(f"--{name} {getattr(args, name)}: expected at least {least}")
     root = data.root(args.data)
     split = data.open_split(args.name, "train", root)
     if not split.attributes:

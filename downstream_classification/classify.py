@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from diffusion_model import arrays, experiment, results, trajectories
+from diffusion_model.experiment import AtLeast
 from downstream_classification import fitting
 from downstream_classification.mixing import HEADS
 
@@ -44,20 +45,24 @@ def parser() -> experiment.Parser:
     options.add_argument("store", type=Path, metavar="STORE", help="RUN/trajectories/SOURCE")
     options.add_argument("--heads", nargs="+", choices=HEADS, default=["mlp", "transformer"], help="heads to fit")
     options.add_argument("--attributes", nargs="+", metavar="A", help="label columns (default: all of the store)")
-    options.add_argument("--granularity", type=int, default=10, help="k: the times i/k for i = 0..k")
+    options.add_argument("--granularity", type=AtLeast(1), default=10, help="k: the times i/k for i = 0..k")
     options.add_argument("--times", nargs="+", type=float, metavar="T", help="for heads of one time (default: all i/k)")  # fmt: skip
     options.add_argument("--learning-rates", nargs="+", type=float, default=RATES, metavar="LR", help="candidates")
-    options.add_argument("--epochs", type=int, default=100, help="epochs of every fit")
+    options.add_argument("--epochs", type=AtLeast(1), default=100, help="epochs of every fit")
     options.add_argument("--mixing-learning-rates", nargs="+", type=float, metavar="LR", help="of heads that mix")  # fmt: skip
-    options.add_argument("--mixing-epochs", type=int, metavar="N", help="of heads that mix (default: as the others)")
+    options.add_argument(
+        "--mixing-epochs", type=AtLeast(1), metavar="N", help="of heads that mix (default: as the others)"
+    )
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="K", help="of split, weights and order")  # fmt: skip
     options.add_argument("--mixing-seeds", nargs="+", type=int, metavar="K", help="of heads that mix (default: as the others)")  # fmt: skip
     options.add_argument("--validation-fraction", type=float, default=0.1, help="part of the train split held out")
-    options.add_argument("--batch", type=int, default=256, help="images a step")
+    options.add_argument("--batch", type=AtLeast(1), default=256, help="images a step")
     options.add_argument("--dropout", type=float, default=0.25, help="of every head but linear")
-    options.add_argument("--mlp-width", type=int, default=512, help="hidden units of the mlp")
-    options.add_argument("--transformer-width", type=int, default=256, help="width of the transformer's tokens")
-    options.add_argument("--transformer-feedforward", type=int, default=512, help="hidden units of its feed-forward part")  # fmt: skip
+    options.add_argument("--mlp-width", type=AtLeast(1), default=512, help="hidden units of the mlp")
+    options.add_argument("--transformer-width", type=AtLeast(1), default=256, help="width of the transformer's tokens")
+    options.add_argument(
+        "--transformer-feedforward", type=AtLeast(1), default=512, help="hidden units of its feed-forward part"
+    )
     options.add_argument(
         "--standardise",
         action=argparse.BooleanOptionalAction,
@@ -154,18 +159,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse values out of range."""
-    sizes = (
-        "epochs",
-        "mixing_epochs",
-        "batch",
-        "mlp_width",
-        "transformer_width",
-        "transformer_feedforward",
-        "granularity",
-    )
-    for name in sizes:
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise experiment.UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
     if not 0 < args.validation_fraction < 1:
         raise experiment.UsageError(f"--validation-fraction {args.validation_fraction:g}: expected between 0 and 1")
     if not 0 <= args.dropout < 1:

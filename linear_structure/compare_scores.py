@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from diffusion_model import arrays, data, experiment, results
+from diffusion_model.experiment import AtLeast
 from diffusion_model.samplers import Denoiser
 from linear_structure import inputs
 from linear_structure.gaussian import Gaussian
@@ -34,12 +35,12 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, prog="compare_scores.py")
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", default=inputs.RUN, help="a run of mode none")
     parser.add_argument("params", metavar="PARAMS", type=Path, nargs="?", default=inputs.PARAMS, help="its statistics")
-    parser.add_argument("--n", type=int, default=512, help="images, drawn by a fixed seed")
+    parser.add_argument("--n", type=AtLeast(2), default=512, help="images, drawn by a fixed seed")
     parser.add_argument("--split", default="test", choices=data.SPLITS, help="which images")
-    parser.add_argument("--levels", type=int, default=16, help="number of levels, even in the logarithm")
+    parser.add_argument("--levels", type=AtLeast(2), default=16, help="number of levels, even in the logarithm")
     parser.add_argument("--level-min", type=float, default=0.02, help="lowest level, in model space")
     parser.add_argument("--level-max", type=float, help="highest level (default: the highest the run was made for)")
-    parser.add_argument("--batch", type=int, default=256, help="images at once")
+    parser.add_argument("--batch", type=AtLeast(1), default=256, help="images at once")
     parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -49,9 +50,6 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    for name, least in (("n", 2), ("levels", 2), ("batch", 1)):
-        if getattr(args, name) < least:
-            raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least {least}")
     device = experiment.choose_device(args.device)
     given = inputs.open_inputs(args.run, args.params, data.root(args.data), args.step, device)
     high = given.model.sde.level_range()[1] if args.level_max is None else args.level_max

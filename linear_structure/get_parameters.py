@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from diffusion_model import arrays, data, moments, ranks
-from diffusion_model.experiment import Parser, UsageError, launch
+from diffusion_model.experiment import AtLeast, Parser, launch
 from linear_structure.gaussian import CUT_OFF, UNIT, Gaussian
 
 KINDS = ("gaussian", "isotropic")
@@ -31,9 +31,13 @@ def make_parser() -> Parser:
     parser.add_argument("kind", metavar="KIND", choices=KINDS, help="gaussian or isotropic")
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder to write")
     parser.add_argument("--split", default="train", choices=data.SPLITS, help="which images")
-    parser.add_argument("--rank", type=int, help="keep this many directions at most (default: all above --cut-off)")
     parser.add_argument(
-        "--cut-off", type=float, default=CUT_OFF, help="drop directions of less variance, of images on [-1, 1]"
+        "--rank",
+        type=AtLeast(1, "rank 0 is KIND isotropic"),
+        help="keep this many directions at most (default: all above --cut-off)",
+    )
+    parser.add_argument(
+        "--cut-off", type=AtLeast(0.0), default=CUT_OFF, help="drop directions of less variance, of images on [-1, 1]"
     )
     parser.add_argument(
         "--spread", action="store_true", help="give the variance left out evenly to the directions left out"
@@ -46,10 +50,6 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    if args.rank is not None and args.rank < 1:
-        raise UsageError(f"--rank {args.rank}: expected at least 1 (rank 0 is KIND isotropic)")
-    if args.cut_off < 0:
-        raise UsageError(f"--cut-off {args.cut_off}: expected at least 0")
     with ranks.session(torch.device("cpu")):
         return make_statistics(args)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_model import arrays, experiment, figures, results
+from diffusion_model.experiment import AtLeast
 from linear_structure import inputs
 from linear_structure.compare_scores import beside
 
@@ -29,7 +30,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument(
         "run", metavar="RUN", type=Path, nargs="?", default=inputs.RUN, help="a run with compared scores"
     )
-    parser.add_argument("--pictures", type=int, default=4, help="levels at which the denoised images are shown")
+    parser.add_argument("--pictures", type=AtLeast(1), default=4, help="levels at which the denoised images are shown")
     parser.add_argument("--pdf", action="store_true", help="also write the figures as PDF")
     return parser
 
@@ -37,8 +38,6 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    if args.pictures < 1:
-        raise experiment.UsageError(f"--pictures {args.pictures}: expected at least 1")
     folder = args.run / "scores"
     remedy = f"run `python linear_structure/compare_scores.py {args.run} PARAMS` first"
     cells = sorted(results.read_cells(folder, remedy), key=lambda cell: cell.key["level"])

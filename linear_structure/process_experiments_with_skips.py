@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.ticker import LogFormatter
 
 from diffusion_model import arrays, experiment, figures, results
+from diffusion_model.experiment import AtLeast
 from diffusion_model.features import Reference
 from diffusion_model.fid import symmetric_root
 from diffusion_model.moments import Moments
@@ -35,7 +36,7 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, prog="process_experiments_with_skips.py")
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", default=inputs.RUN, help="a run with a sweep")
     parser.add_argument("--name", default="default", help="the sweep's folder in RUN/sweeps")
-    parser.add_argument("--margin", type=float, default=0.01, help="relative increase that is accepted")
+    parser.add_argument("--margin", type=AtLeast(0.0), default=0.01, help="relative increase that is accepted")
     parser.add_argument("--blocks", type=int, default=20, help="blocks of seeds for the intervals")
     parser.add_argument("--pdf", action="store_true", help="also write the figures as PDF")
     return parser
@@ -44,8 +45,6 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    if args.margin < 0:
-        raise experiment.UsageError(f"--margin {args.margin}: expected at least 0")
     folder = inputs.sweep_folder(args.run, args.name)
     remedy = f"run `python linear_structure/sweep_skips.py {args.run} PARAMS --name {args.name}` first"
     rows = read_sweep(folder, args.blocks, remedy)

@@ -23,6 +23,7 @@ import torch
 
 from diffusion_model import arrays, data, experiment, features, ranks, results
 from diffusion_model.data import Scaling
+from diffusion_model.experiment import AtLeast
 from diffusion_model.moments import Moments
 from diffusion_model.samplers import SAMPLERS, Denoiser, edm_levels, evaluations
 from linear_structure import inputs
@@ -45,16 +46,16 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--kinds", nargs="+", default=["gaussian", "isotropic"], choices=KINDS, help="kinds of jump")
     parser.add_argument("--other-skips", type=int, nargs="+", help="skips of all kinds but gaussian (default: --skips)")
     parser.add_argument("--sampler", default="heun", choices=tuple(SAMPLERS), help="solver")
-    parser.add_argument("--steps", type=int, default=18, help="solver steps")
+    parser.add_argument("--steps", type=AtLeast(2), default=18, help="solver steps")
     parser.add_argument("--level-min", type=float, help="last level above 0 (default: the run's)")
     parser.add_argument("--level-max", type=float, help="first level (default: the run's)")
-    parser.add_argument("--n", type=int, default=1000, help="samples in each cell; 50000 for a FID to be cited")
+    parser.add_argument("--n", type=AtLeast(4), default=1000, help="samples in each cell; 50000 for a FID to be cited")
     parser.add_argument("--seed-base", type=int, default=0, help="seed of the first sample, the next has the next")
     parser.add_argument(
         "--features", default="inception", choices=tuple(features.FEATURES), help="feature space of the distance"
     )
     parser.add_argument("--weights", type=Path, help="file of pytorch-fid's Inception weights (default: downloaded)")
-    parser.add_argument("--batch", type=int, default=250, help="samples at once")
+    parser.add_argument("--batch", type=AtLeast(1), default=250, help="samples at once")
     parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -64,9 +65,6 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    for name, least in (("n", 4), ("steps", 2), ("batch", 1)):
-        if getattr(args, name) < least:
-            raise experiment.UsageError(f"--{name} {getattr(args, name)}: expected at least {least}")
     cells = plan(args.kinds, args.skips, args.skips if args.other_skips is None else args.other_skips, args.steps)
     with ranks.session(experiment.choose_device(args.device)) as device:
         return sweep(args, cells, device)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_model import experiment
-from diffusion_model.experiment import Parser, UsageError
+from diffusion_model.experiment import AtLeast, Parser, UsageError
 
 CONFIG = """
 import ml_collections
@@ -113,6 +113,32 @@ def test_a_wrong_preset(config, prog, preset, sentence, capsys):
     status, _, err = launched(lambda argv: parser(prog).parse_args(argv), argv, capsys)
     assert status == 2
     assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--count", "0"], "--count 0: expected at least 1"),
+        (["--all-skips", "4", "-1"], "--all-skips -1: expected at least 0 (0 skips nothing)"),
+        (["--margin=-0.5"], "--margin -0.5: expected at least 0"),
+        (["--count", "1.5"], "argument --count: invalid int value: '1.5'"),
+        (["--margin", "inf"], "argument --margin: inf is not a finite number"),
+        (["--config", "{}:small"], "--count 0: expected at least 1"),
+    ],
+)
+def test_a_number_below_its_bound_is_one_sentence(config, argv, sentence, capsys):
+    config.write_text(CONFIG.replace('"small": 3', '"small": 0'))
+    parse = Parser("What it does.", prog="command.py")
+    parse.add_argument("--count", type=AtLeast(1), default=1)
+    parse.add_argument("--all-skips", type=AtLeast(0, "0 skips nothing"), nargs="+", default=[0])
+    parse.add_argument("--margin", type=AtLeast(0.0))
+    parse.add_argument("--times")
+    parse.add_argument("--label")
+    status, _, err = launched(parse.parse_args, [argument.format(config) for argument in argv], capsys)
+    assert status == 2
+    assert err.startswith(f"error: {sentence}") and err.count("\n") == 1
+    options = parse.parse_args(["--count", "1", "--all-skips", "0", "2", "--margin", "0"])
+    assert (options.count, options.all_skips, options.margin) == (1, [0, 2], 0.0)
 
 
 def test_a_missing_configuration_file():
