@@ -36,10 +36,11 @@ FILL = {1: (123,), 3: (125, 123, 114)}  # of a rectangle cut out; grey is the lu
 
 
 class Augmentation(NamedTuple):
-    """How many uniform numbers an image takes, and the function (images, columns of numbers) -> images."""
+    """How many uniform numbers an image takes, the function (images, columns of numbers) -> images, its smallest S."""
 
     numbers: int
     apply: Callable[[Tensor, tuple[Tensor, ...]], Tensor]
+    smallest: int = 8  # below, a crop or a blur has no room
 
 
 def draw(name: str, batch: int, generator: torch.Generator, device: str | torch.device) -> Tensor | None:
@@ -48,21 +49,30 @@ def draw(name: str, batch: int, generator: torch.Generator, device: str | torch.
     return torch.rand(batch, count, generator=generator, device=device) if count else None
 
 
+def check_side(name: str, side: int) -> None:
+    """Refuse images of S pixels that an augmentation has no room in (ValueError)."""
+    if side < AUGMENTATIONS[name].smallest:
+        raise ValueError(
+            f"data.augmentation {name} needs images of at least {AUGMENTATIONS[name].smallest} pixels a side, these have "
+            f"{side}: take none or flip"
+        )
+
+
 def augment(name: str, images: Tensor, numbers: Tensor | None) -> Tensor:
     """images uint8 [B, C, S, S] changed by the numbers [B, P] of `draw`; the same shape and dtype."""
-    count, apply = AUGMENTATIONS[name]
-    _check(images, numbers, count)
+    count, apply, smallest = AUGMENTATIONS[name]
+    _check(images, numbers, count, smallest)
     # float64: the largest u below 1, times a number of choices, stays below that number
     return apply(images, numbers.double().T.contiguous().unbind()) if count else images
 
 
-def _check(images: Tensor, numbers: Tensor | None, count: int) -> None:
+def _check(images: Tensor, numbers: Tensor | None, count: int, smallest: int) -> None:
     shape = tuple(images.shape)
-    square = len(shape) == 4 and shape[1] in (1, 3) and shape[2] == shape[3] >= 8
+    square = len(shape) == 4 and shape[1] in (1, 3) and shape[2] == shape[3] >= smallest
     if images.dtype != torch.uint8 or not square:
         raise ValueError(
             f"images to augment are {images.dtype} {list(shape)}, expected uint8 [B, C, S, S] with 1 or 3 channels "
-            "and S of at least 8"
+            f"and S of at least {smallest}"
         )
     found = tuple(numbers.shape) if numbers is not None else (shape[0], 0)
     if found != (shape[0], count):
@@ -387,8 +397,8 @@ def _laplace(images: Tensor, u: tuple[Tensor, ...]) -> Tensor:
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": Augmentation(0, lambda images, u: images),
-    "flip": Augmentation(1, lambda images, u: flip(images, u[0] < 0.5)),
+    "none": Augmentation(0, lambda images, u: images, 1),
+    "flip": Augmentation(1, lambda images, u: flip(images, u[0] < 0.5), 1),
     "simclr": Augmentation(2 * TRIES + 11, _simclr),
     "laplace_weak": Augmentation(9, _laplace),
     "laplace_strong": Augmentation(12, _laplace),

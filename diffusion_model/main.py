@@ -25,6 +25,7 @@ import torch
 
 from diffusion_model import (
     arrays,
+    augment,
     board,
     checkpoint,
     data,
@@ -37,7 +38,6 @@ from diffusion_model import (
     training,
     trajectories,
 )
-from diffusion_model.augment import AUGMENTATIONS
 from diffusion_model.experiment import AtLeast
 from diffusion_model.layers import EMBEDDINGS
 from diffusion_model.objective import LEVELS, WEIGHTS
@@ -51,7 +51,7 @@ SHOWN = 16  # images of the pictures drawn during training
 
 CHOICES = {
     "data.scaling": ("unit", "standardised"),
-    "data.augmentation": tuple(AUGMENTATIONS),
+    "data.augmentation": tuple(augment.AUGMENTATIONS),
     "model.mode": tuple(MODES),
     "model.precondition": tuple(PRECONDITIONS),
     "model.embedding": EMBEDDINGS,
@@ -134,6 +134,7 @@ def train(args: Any) -> int:
     with ranks.session(experiment.choose_device(args.device)) as device:
         split = data.open_split(config["data.name"], "train", args.data)
         record = describe_run(config, split)
+        training.check_batch(checkpoint.unflatten(config)["training"], config["model.mode"], split.shape[1])
         with torch.device("meta"):
             checkpoint.build(record)  # refuses what no network can be built from, before anything is written
         return run_to_end(args.workdir, record, split, device)
@@ -141,6 +142,7 @@ def train(args: Any) -> int:
 
 def describe_run(config: dict[str, Any], split: data.Split) -> dict[str, Any]:
     """What config.json holds: the configuration, and what of the data and of the user's own SDE the model depends on."""
+    augment.check_side(config["data.augmentation"], min(split.shape[1:]))
     scaling = data.scaling(config["data.scaling"], split)
     _, deviation = data.channel_statistics(split)
     std = float(np.sqrt(np.mean((deviation * scaling.scale) ** 2)))
@@ -205,6 +207,10 @@ def check(config: dict[str, Any], given: str) -> None:
     for low, high in (("sde.sigma_min", "sde.sigma_max"), ("sde.beta_min", "sde.beta_max")):
         if config[low] >= config[high]:
             raise experiment.UsageError(f"--config.{low}={config[low]}: expected below {high}, {config[high]}")
+    if config["training.mixup"] and MODES[config["model.mode"]].encoder is None:
+        raise experiment.UsageError(
+            "--config.training.mixup=True: mixup mixes what the encoder sees, and model.mode none has no encoder: take False"
+        )
     try:
         sde.from_config(checkpoint.unflatten(config)["sde"])
     except ValueError as error:

@@ -8,7 +8,7 @@ and the encoder's batch-norm statistics are those of one rank's share, or of one
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from diffusion_model import augment, checkpoint, data, experiment, ranks
 from diffusion_model.data import Split
 from diffusion_model.ema import Average
 from diffusion_model.objective import LEVELS
-from diffusion_model.score_model import ScoreModel
+from diffusion_model.score_model import MODES, ScoreModel
 
 
 def batch_indices(seed: int, step: int, batch: int, count: int) -> np.ndarray:
@@ -62,6 +62,21 @@ def draw(model: ScoreModel, config: Any, step: int, batch: int, device: torch.de
     return draws if numbers is None else draws | {"augmentation": numbers}
 
 
+def check_batch(training: Mapping[str, Any], mode: str, side: int) -> None:
+    """Refuse a batch that the ranks and their parts cannot share, or whose parts an encoder cannot normalise (ValueError)."""
+    parts = experiment.world() * training["accumulate"]
+    if training["batch"] % parts:
+        raise ValueError(
+            f"training.batch {training['batch']} is not divisible by {experiment.world()} processes times "
+            f"training.accumulate {training['accumulate']}: choose a multiple of {parts}"
+        )
+    if MODES[mode].encoder is not None and training["batch"] == parts and side <= 4:
+        raise ValueError(
+            f"images of {side} pixels one at a time: the encoder halves them to one pixel, and batch-norm has no variance of "
+            f"one value; choose training.batch of at least {2 * parts}"
+        )
+
+
 class Trainer:
     """Model, optimiser and average of one run; `advance` makes one step, `save` and `restore` carry them over.
 
@@ -73,12 +88,7 @@ class Trainer:
         self.config = checkpoint.unflatten(record["config"])
         self.stop = False  # set by a signal handler: make a checkpoint after this step and leave
         training, optimiser = self.config["training"], self.config["optimiser"]
-        parts = experiment.world() * training["accumulate"]
-        if training["batch"] % parts:
-            raise ValueError(
-                f"training.batch {training['batch']} is not divisible by {experiment.world()} processes times "
-                f"training.accumulate {training['accumulate']}: choose a multiple of {parts}"
-            )
+        check_batch(training, self.config["model"]["mode"], split.shape[1])
         torch.manual_seed(experiment.seed_of(self.config["seed"], "weights"))
         self.model = checkpoint.build(record).to(device).train()
         self.average = Average(self.model, training["average_decay"])

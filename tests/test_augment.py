@@ -403,13 +403,26 @@ def test_grey_images_are_as_coloured_ones_of_equal_channels(name):
         (torch.zeros(2, 3, 32, 32), r"torch.float32 \[2, 3, 32, 32\], expected uint8"),
         (torch.zeros(2, 2, 32, 32, dtype=torch.uint8), r"\[2, 2, 32, 32\], expected .* 1 or 3 channels"),
         (torch.zeros(2, 3, 32, 28, dtype=torch.uint8), r"\[2, 3, 32, 28\], expected"),
-        (torch.zeros(2, 3, 7, 7, dtype=torch.uint8), "S of at least 8"),
         (torch.zeros(3, 32, 32, dtype=torch.uint8), r"\[3, 32, 32\], expected"),
     ],
 )
 def test_other_images_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
         augment.augment("flip", images, torch.zeros(2, 1))
+
+
+def test_small_images_are_mirrored_and_no_more():
+    for side in (1, 2, 7):
+        images = torch.arange(3 * side**2, dtype=torch.uint8).view(1, 3, side, side)
+        augment.check_side("flip", side)
+        assert torch.equal(augment.augment("flip", images, torch.zeros(1, 1)), images.flip(3))
+        for name in ("simclr", "laplace_weak", "laplace_strong"):
+            with pytest.raises(
+                ValueError, match=f"augmentation {name} needs images of at least 8 .* these have {side}"
+            ):
+                augment.check_side(name, side)
+            with pytest.raises(ValueError, match="S of at least 8"):
+                augment.augment(name, images, torch.zeros(1, AUGMENTATIONS[name].numbers))
 
 
 def test_other_numbers_are_refused():

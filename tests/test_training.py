@@ -246,6 +246,23 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(one_rank, tmp_path, 
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path, capsys):
     assert train(tmp_path / "run", "--config.training.accumulate=3") == 1
     assert "training.batch 16 is not divisible by 1 processes times training.accumulate 3" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()  # the folder is still free for the command as it should have been
+
+
+def test_images_too_small_for_the_encoder_or_an_augmentation_are_refused(tmp_path, monkeypatch, capsys):
+    """Batch-norm of one value a channel is refused; two images, or a model without an encoder, have no such need."""
+    np.savez(tmp_path / "tiny.npz", images=np.random.default_rng(0).integers(0, 256, (20, 4, 4), np.uint8))
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    data.prepare("tiny", tmp_path / "data", tmp_path / "tiny.npz")
+    tiny = ("--config.data.name=tiny", "--config.model.multipliers=[1]", "--config.training.images=32")
+    assert train(tmp_path / "run", *tiny, "--config.training.accumulate=16") == 1
+    assert "choose training.batch of at least 32" in capsys.readouterr().err
+    assert train(tmp_path / "run", *tiny, "--config.data.augmentation=simclr") == 1
+    assert "augmentation simclr needs images of at least 8 pixels a side, these have 4" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert train(tmp_path / "run", *tiny, "--config.training.accumulate=8", "--config.data.augmentation=flip") == 0
+    alone = ("--config.training.accumulate=16", "--config.model.mode=none")
+    assert train(tmp_path / "alone", *tiny, *alone, config="configs/edm.py:smoke") == 0
 
 
 def test_mixup_and_augmentation_do_not_depend_on_how_a_batch_is_cut(whole, tmp_path, monkeypatch):
@@ -332,6 +349,11 @@ def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, override, sentence, 
     assert train(tmp_path / "run", override) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_mixup_without_an_encoder_is_refused(tmp_path, capsys):
+    assert train(tmp_path / "run", "--config.model.mode=none", "--config.training.mixup=True") == 2
+    assert "mixup mixes what the encoder sees, and model.mode none has no encoder" in capsys.readouterr().err
 
 
 def test_a_mode_that_does_not_exist_names_its_neighbours(tmp_path, capsys):
