@@ -87,7 +87,12 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x.float() if x.device.type == "cpu" else x)
 
 
-@torch.library.custom_op("score_trajectories::dropout_mask", mutates_args=())
+# defined by hand: torch.library.custom_op would import the whole compiler at the first call, seconds of every start
+MASK = "score_trajectories::dropout_mask"
+SCHEMA = torch.library.define(MASK, "(Tensor x, float share) -> Tensor")
+
+
+@torch.library.impl(MASK, "CPU")
 def dropout_mask(x: torch.Tensor, share: float) -> torch.Tensor:
     """Like x on a CPU: 0 for `share` of the elements, to 1 / 65,536, and for the others 1 over exactly what is kept.
 
@@ -100,7 +105,7 @@ def dropout_mask(x: torch.Tensor, share: float) -> torch.Tensor:
     return mask.as_strided(x.shape, x.stride())
 
 
-@dropout_mask.register_fake
+@torch.library.register_fake(MASK)
 def _(x: torch.Tensor, share: float) -> torch.Tensor:
     return torch.empty_like(x)
 
@@ -117,7 +122,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.share)
-        return x * dropout_mask(x.detach(), self.share)
+        return x * torch.ops.score_trajectories.dropout_mask(x.detach(), self.share)
 
 
 def downsample(x: torch.Tensor) -> torch.Tensor:

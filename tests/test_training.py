@@ -351,6 +351,43 @@ def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, override, sentence, 
     assert sentence in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+def test_other_images_under_the_name_of_the_run_s_are_refused(whole, tmp_path, monkeypatch, capsys):
+    """Also of the same shape, where nothing else would tell."""
+    other = np.random.default_rng(0).integers(0, 256, (20, 3, 16, 16), np.uint8)
+    for split in data.SPLITS:
+        arrays.write_array(tmp_path / "data" / "synthetic16" / split / "images.npy", other)
+        arrays.write_array(tmp_path / "data" / "synthetic16" / split / "labels.npy", np.zeros((20, 0), np.int64))
+        arrays.seal_folder(
+            tmp_path / "data" / "synthetic16" / split, data.KIND, ["images", "labels"], attributes={}, count=20,
+            shape=[3, 16, 16], hash="another", source="",
+        )  # fmt: skip
+    options = ("--workdir", whole, "--data", tmp_path / "data", "--device", "cpu")
+    for mode in (("eval",), ("sample", "--images", "test", "--n", "2", "--steps", "2")):
+        assert run("--mode", *mode, *options) == 1
+        assert "holds other images than the run was trained on (SHA-256 another, then" in capsys.readouterr().err
+    assert not (whole / "eval.json").exists() and not (whole / "samples").exists()
+
+
+def test_samples_from_either_split_lie_beside_each_other(whole, capsys, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    for split in data.SPLITS:
+        options = (
+            "--mode",
+            "sample",
+            "--workdir",
+            tmp_path / "run",
+            "--data",
+            whole.parent / "data",
+            "--device",
+            "cpu",
+        )
+        assert run(*options, "--images", split, "--n", "2", "--steps", "2") == 0
+    names = sorted(path.name for path in (tmp_path / "run" / "samples").glob("*.npy"))
+    assert names == ["heun2_seed0_test_n2.npy", "heun2_seed0_train_n2.npy"]
+    assert run(*options, "--steps", "1") == 2
+    assert "--steps 1: expected at least 2" in capsys.readouterr().err
+
+
 def test_mixup_without_an_encoder_is_refused(tmp_path, capsys):
     assert train(tmp_path / "run", "--config.model.mode=none", "--config.training.mixup=True") == 2
     assert "mixup mixes what the encoder sees, and model.mode none has no encoder" in capsys.readouterr().err
@@ -431,3 +468,22 @@ def test_publishing_into_a_run_is_refused(whole, capsys):
     assert run("--mode", "publish", "--workdir", whole, "--out", whole) == 1
     assert "holds a run of its own" in capsys.readouterr().err
     assert (whole / "config.json").read_bytes() == before and not (whole / "weights.safetensors").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compilation", ["none", "default", "graphs"])
+def test_a_gpu_trains_with_resident_images_and_half_products_and_resumes(tmp_path, monkeypatch, compilation):
+    """bfloat16 by default, every way of compiling; a run in two parts has the losses of one in a piece, to rounding."""
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    options = [*SMALL, "--config.optimiser.learning_rate=1e-5", f"--config.training.compile={compilation}"]
+
+    def losses(name, device, *more):
+        command = ["--mode", "train", "--config", "configs/drl.py:smoke", "--workdir", tmp_path / name]
+        assert run(*command, "--device", device, *options, *more) == 0
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["score"] for line in lines]
+
+    whole = losses("gpu", "cuda")
+    assert np.isfinite(whole).all() and "bfloat16" in (tmp_path / "gpu" / "log.txt").read_text()
+    losses("parts", "cuda", "--config.training.images=64")
+    assert np.allclose(losses("parts", "cuda"), whole, rtol=0.02)
