@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,17 @@ import safetensors.torch
 import torch
 
 FORMAT = 1
+AGAIN = "remove it and run the command that wrote it again"
+TYPES = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    dict: "an object",
+    list: "a list",
+    None: "null",
+}
+ENTRIES = {"arrays": {...: {"shape": [int], "dtype": str, "crc32": int}}}  # of meta.json, by name
 VERIFY_UP_TO = 256 * 2**20  # bytes; larger files are checked by size and header alone when opened
 
 
@@ -53,10 +64,7 @@ class Fields(dict):
         self.path = path
 
     def __missing__(self, name: str) -> Any:
-        raise ValueError(
-            f"{self.path} has no field {name!r}: it was altered, or another version wrote it; "
-            "remove it and run the command that wrote it again"
-        )
+        raise ValueError(f"{self.path} has no field {name!r}: it was altered, or another version wrote it; {AGAIN}")
 
 
 def read_json(path: Path) -> Any:
@@ -64,9 +72,49 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(), object_pairs_hook=lambda pairs: Fields(pairs, path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is truncated or altered ({error}): remove it and run the command that wrote it again"
-        ) from None
+        raise ValueError(f"{path} is truncated or altered ({error}): {AGAIN}") from None
+
+
+def expect(content: Any, path: Path, shape: Any, remedy: str = AGAIN, where: str = "") -> None:
+    """Refuse content of a JSON file that is not of this shape (ValueError that names file and field).
+
+    shape: a type of `TYPES` (float is any number), [shape] for a list of such, {name: shape} for an object that has these
+    fields (a name that ends in "?" may be absent), {...: shape} for what else it has, a tuple of shapes for one of them.
+    """
+    shapes = shape if isinstance(shape, tuple) else (shape,)
+    kinds = [type(entry) if isinstance(entry, dict | list) else entry for entry in shapes]
+    fits = [entry for entry, kind in zip(shapes, kinds, strict=True) if _is(content, kind)]
+    if not fits:
+        wanted = " or ".join(TYPES[kind] for kind in kinds)
+        found = json.dumps(content)
+        found = found if len(found) <= 40 else f"{found[:37]}..."
+        raise ValueError(f"{path}{f': {where} is' if where else ' holds'} {found}, expected {wanted}: {remedy}")
+    parts: Any = ()
+    if isinstance(fits[0], list):
+        parts = ((str(index), entry, fits[0][0]) for index, entry in enumerate(content))
+    elif isinstance(fits[0], dict):
+        parts = _fields(content, path, fits[0], remedy, where)
+    for name, entry, inner in parts:
+        expect(entry, path, inner, remedy, f"{where}.{name}" if where else name)
+
+
+def _is(value: Any, kind: type | None) -> bool:
+    """Whether a value read from JSON is of this type; true and false are no numbers."""
+    if kind is None or isinstance(value, bool):
+        return value is None if kind is None else kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _fields(content: dict, path: Path, shape: dict, remedy: str, where: str) -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, shape) of every field that a shape names; ValueError at one that is absent and must not be."""
+    named = {name.removesuffix("?"): name for name in shape if name is not ...}
+    for name, written in named.items():
+        if name in content:
+            yield name, content[name], shape[written]
+        elif name == written:
+            raise ValueError(f"{path} lacks the field {f'{where}.' if where else ''}{name}: {remedy}")
+    if ... in shape:
+        yield from ((name, value, shape[...]) for name, value in content.items() if name not in named)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -166,6 +214,7 @@ def read_folder(
     """
     folder = Path(folder)
     meta = read_meta(folder, kind, remedy)
+    expect(meta, folder / "meta.json", ENTRIES)
     arrays = {}
     for name, entry in meta["arrays"].items():
         array = read_array(folder / f"{name}.npy", entry["crc32"])

@@ -7,6 +7,7 @@ published for others to start from holds `weights.safetensors` (half precision) 
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ TRAIN = "run `python diffusion_model/main.py --mode train --config FILE:PRESET -
 MAY_CHANGE = ("training.images", "training.compile", "logging.")  # on resuming: length, compilation, intervals
 
 
+RECORD = {  # of config.json, as `arrays.expect` takes it: what a run is read back by
+    "config": {
+        "data.name?": str, "model.mode?": str, "model.precondition?": str, "model.embedding?": str, "model.unit?": (float, str),
+        "model.features?": int, "model.multipliers?": [int], "model.blocks?": int, "model.attention?": [int],
+        "model.dropout?": float, "model.fourier_scale?": float, "encoder.widen?": float, "encoder.fourier_scale?": float,
+        "sde.name?": str, "sde.sigma_min?": float, "sde.sigma_max?": float, "sde.beta_min?": float, "sde.beta_max?": float,
+        "training.images?": int, "training.batch?": int, "seed?": int,
+    },
+    "data": {"name": str, "hash": str}, "scaling": {"scale": [float], "shift": [float]}, "shape": [int], "std": float,
+    "step?": int,
+}  # fmt: skip
 # fields that runs of earlier versions lack, with what those did
 EARLIER = {
     "model.embedding": "fourier", "sde.beta_min": 0.1, "sde.beta_max": 20.0, "training.accumulate": 1,
@@ -29,10 +41,11 @@ EARLIER = {
 
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     """{'section.field': value} as {'section': {'field': value}}."""
-    nested: dict[str, Any] = {}
+    section_of = partial(arrays.Fields, (), flat.path) if isinstance(flat, arrays.Fields) else dict  # name the file
+    nested: dict[str, Any] = section_of()
     for name, value in flat.items():
         section, _, field = name.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[field] = value
+        (nested.setdefault(section, section_of()) if section else nested)[field] = value
     return nested
 
 
@@ -65,10 +78,8 @@ def read_run(run: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no run in {run} (it has no config.json): {TRAIN.format(run=run)}")
     record = arrays.read_json(path)
     arrays.check_meta(record, path, "run")
-    missing = {"config", "scaling", "data", "shape", "std"} - record.keys()
-    if missing:
-        raise ValueError(f"{path} lacks {sorted(missing)}: it was altered; train the run again")
-    return record | {"config": EARLIER | record["config"]}
+    arrays.expect(record, path, RECORD, "it was altered; train the run again")
+    return record | {"config": arrays.Fields(EARLIER | record["config"], path)}
 
 
 def build(record: dict[str, Any]) -> ScoreModel:
@@ -125,6 +136,7 @@ def read(run: Path, step: int, groups: list[str]) -> tuple[dict[str, dict[str, t
     """The groups of tensors asked for and the meta of one checkpoint; altered or truncated files are a ValueError."""
     folder = Path(run) / "checkpoints" / str(step)
     meta = arrays.read_meta(folder, "checkpoint", TRAIN.format(run=run))
+    arrays.expect(meta, folder / "meta.json", {"crc32": {...: int}})
     tensors = {}
     for name in groups:
         path = folder / f"{name}.safetensors"
@@ -136,15 +148,18 @@ def read(run: Path, step: int, groups: list[str]) -> tuple[dict[str, dict[str, t
     return tensors, meta
 
 
-def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], run: Path) -> None:
+def load_weights(
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], run: Path, record: str = "config.json",
+    remedy: str = "train the run again",
+) -> None:  # fmt: skip
     """Load weights that must fit exactly; others are a ValueError that names the first that does not."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     other = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if other:
         raise ValueError(
-            f"the weights of {run} do not fit its config.json ({other[0]}: {found.get(other[0])} stored, "
-            f"{expected.get(other[0])} expected): they are of another version; train the run again"
+            f"the weights of {run} do not fit its {record} ({other[0]}: {found.get(other[0])} stored, "
+            f"{expected.get(other[0])} expected): it was altered, or another version wrote it; {remedy}"
         )
     model.load_state_dict(tensors)
 

@@ -41,19 +41,25 @@ def write_cell(root: Path, key: dict[str, Any], value: dict[str, Any], protocol:
     return path
 
 
-def read_cell(path: Path) -> Cell:
-    """One cell; a truncated or altered file is a ValueError that names it."""
+def read_cell(path: Path, shape: dict[str, Any] | None = None) -> Cell:
+    """One cell; a truncated or altered file is a ValueError that names it.
+
+    shape: of `key`, `value` and `protocol`, as for `arrays.expect`; a cell that failed needs no value.
+    """
     content = arrays.read_json(path)
     arrays.check_meta(content, path, "cell")
-    missing = {"key", "value", "protocol"} - content.keys()
-    if missing:
-        raise ValueError(f"{path} lacks {sorted(missing)}: remove it and run the command that wrote it again")
-    return Cell(content["key"], content["value"], content["protocol"], Path(path))
+    arrays.expect(content, path, {"key": dict, "value": dict, "protocol": dict})
+    cell = Cell(content["key"], content["value"], content["protocol"], Path(path))
+    if shape and not cell.failed:
+        arrays.expect(content, path, shape)
+    return cell
 
 
-def read_cells(root: Path, remedy: str = "run the command that writes it") -> list[Cell]:
-    """Every finished cell below `root`, sorted by path; FileNotFoundError where there is none."""
-    cells = [read_cell(path) for path in sorted(Path(root).rglob("*.json")) if "=" in path.name]
+def read_cells(
+    root: Path, remedy: str = "run the command that writes it", shape: dict[str, Any] | None = None
+) -> list[Cell]:
+    """Every finished cell below `root`, of this shape, sorted by path; FileNotFoundError where there is none."""
+    cells = [read_cell(path, shape) for path in sorted(Path(root).rglob("*.json")) if "=" in path.name]
     if not any(not cell.failed for cell in cells):
         raise FileNotFoundError(f"no results in {root}: {remedy}")
     return [cell for cell in cells if not cell.failed]

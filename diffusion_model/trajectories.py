@@ -21,6 +21,10 @@ from diffusion_model import arrays, ranks
 KIND = "trajectories"
 LEVEL_MIN, LEVEL_MAX = 0.01, 50.0  # in units of the data's standard deviation
 TOLERANCE = 1e-6
+META = {  # of meta.json, as `arrays.expect` takes it
+    "requested": [float], "stored": {...: {"time": float, "crc32": int}}, "attributes": {...: int},
+    "labels": {"crc32": int}, "count": int, "dimension": int,
+}  # fmt: skip
 REMEDY = "run `python diffusion_model/representations.py RUN` first"
 
 
@@ -52,6 +56,12 @@ def _file(time: float) -> str:
     return f"z_{time:.8f}"
 
 
+def _read_meta(folder: Path) -> dict[str, Any]:
+    meta = arrays.read_meta(folder, KIND, REMEDY)
+    arrays.expect(meta, folder / "meta.json", META, f"remove {folder} and {REMEDY.removesuffix(' first')}")
+    return meta
+
+
 class Trajectories:
     """Reader of one store and split. `times` [T] ascending, `labels` int64 [N, A], `attributes` {name: number of classes}."""
 
@@ -59,7 +69,7 @@ class Trajectories:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no trajectories in {self.folder}: {REMEDY}")
-        self.meta = arrays.read_meta(self.folder, KIND, REMEDY)
+        self.meta = _read_meta(self.folder)
         missing = [time for time in self.meta["requested"] if f"{time:.8f}" not in self.meta["stored"]]
         if missing:
             raise ValueError(
@@ -119,7 +129,7 @@ class Writer:
         self.folder = Path(folder)
         identity = {**provenance, "attributes": attributes, "dimension": dimension, "count": len(labels)}
         if arrays.is_finished(self.folder):
-            self.meta = arrays.read_meta(self.folder, KIND, REMEDY)
+            self.meta = _read_meta(self.folder)
             other = [name for name in identity if self.meta.get(name) != identity[name]]
             if other:
                 changes = ", ".join(f"{name}: {self.meta.get(name)!r} there, {identity[name]!r} now" for name in other)

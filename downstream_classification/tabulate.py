@@ -26,6 +26,11 @@ REMEDY = "run `python downstream_classification/classify.py RUN/trajectories/enc
 RESAMPLES = 2000
 BLOCK = 200  # resamples at once: 200 x 10,000 counts are 16 MB
 SOURCES = {"encoder": "trained encoder", "untrained": "untrained encoder", "pixels": "pixels"}
+CELL = {  # as classify.py writes it and `arrays.expect` takes it
+    "key": {"source": str, "attribute": str, "head": str, "times": (float, str), "seed": int},
+    "value": {"validation": float, "test": float, "count": int, "correct": str},
+    "protocol": {"chance": float, "majority": float, "classes": int, "dimension": int, "test_images": int},
+}
 COLUMNS = ("attribute", "source", "head", "times", "validation", "test", "lowest_seed", "highest_seed", "seeds")
 MUST_AGREE = ("test_images", "test_labels", "standardise", "validation_fraction")  # or a comparison is none
 
@@ -105,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read(run: Path) -> list[Score]:
     """Scores from every finished cell, over the seeds that all times of a source, attribute and head share."""
-    cells = results.read_cells(run / "classify", REMEDY)
+    cells = results.read_cells(run / "classify", REMEDY, CELL)
     check(cells, run)
     groups: dict[tuple, list[results.Cell]] = {}
     for cell in cells:

@@ -27,6 +27,32 @@ REMEDIES = {  # what writes the files that the claims and the report read
     "attention": "python qualitative_analysis/profile_attention.py RUN",
     "information": "python qualitative_analysis/estimate_mi.py RUN/trajectories/encoder",
 }
+ACCURACY = {"accuracy": float, "low": float, "high": float, "best_time?": float}
+DIFFERENCE = {"difference": float, "low": float, "high": float}
+COLUMN = {"mean": [float], "low": [float], "high": [float]}
+DISTANCE = {"skip": int, "distance": float, "low": float, "high": float}
+SHAPES = {  # what the claims and the report read of these files, as `arrays.expect` takes it
+    "accuracy": {
+        "attributes": {...: {
+            "chance": float, "encoder?": ACCURACY, "untrained?": ACCURACY, "pixels?": ACCURACY, "mixed?": {...: ACCURACY},
+            "encoder_minus_untrained?": DIFFERENCE, "mixed_minus_single?": {...: DIFFERENCE},
+        }},
+        "protocol": {"test_images": int},
+    },
+    "scores": {
+        "levels": [float], "relative_error": {"gaussian": COLUMN, "isotropic": {"mean": [float]}},
+        "explained_variance": {"gaussian": {"mean": [float]}}, "protocol": dict,
+    },
+    "sweep": {
+        "recommended": DISTANCE, "largest": DISTANCE, "floor?": ({"distance": float}, None), "distance": str, "n": int,
+        "features": str, "jump": str, "margin": float, "protocol": dict,
+    },
+    "attention": {"attributes": {...: {"most_attended": float, "images": int, "seeds": [int]}}},
+    "information": {
+        "source": str, "ceiling": float, "beyond_ceiling": list,
+        "protocol": {"dimension": int, "width": int, "seeds": [int], "rows": {"fit": int, "validation": int, "held_out": int}},
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,20 +71,15 @@ def judge(workdir: Path, attributes: Sequence[str] | None = None) -> list[Claim]
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:
-    """One summary; an unreadable one is a ValueError that names it."""
+    """One summary; an unreadable one, or one of another shape, is a ValueError that names file, field and command."""
     content = arrays.read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no summary: run `{REMEDIES[kind]}` again")
+    arrays.expect(content, path, SHAPES[kind], again(kind))
     return content
 
 
-def value(content: dict[str, Any], path: Path, kind: str, *names: str) -> Any:
-    """A nested field; where it is missing, a ValueError names file, field and command."""
-    for index, name in enumerate(names):
-        if not isinstance(content, dict) or name not in content:
-            raise ValueError(f"{path} lacks the field {'.'.join(names[: index + 1])}: run `{REMEDIES[kind]}` again")
-        content = content[name]
-    return content
+def again(kind: str) -> str:
+    """What an error tells the user to run."""
+    return f"run `{REMEDIES[kind]}` again"
 
 
 def claim(title: str, workdir: Path, pattern: str, kind: str, examine: Examine) -> Claim:
@@ -81,18 +102,17 @@ def encoder_learns(workdir: Path, attributes: Sequence[str] | None = None) -> Cl
     """Claim 1, from tables/accuracy_RUN.json."""
 
     def examine(content: dict[str, Any], path: Path) -> tuple[list[str], list[str]]:
-        known = value(content, path, "accuracy", "attributes")
+        known = content["attributes"]
         chosen = list(attributes or (CLAIMED if set(CLAIMED) <= known.keys() else known))
         if not chosen:
-            raise ValueError(f"{path} holds no attribute: run `{REMEDIES['accuracy']}` again")
+            raise ValueError(f"{path} holds no attribute: {again('accuracy')}")
         numbers, failures = [], []
         for name in chosen:
             if name not in known:
                 raise ValueError(f"{path} has no attribute {name!r}; there are: {', '.join(known)}")
-            found = {
-                end: value(known[name], path, "accuracy", "encoder_minus_untrained", end)
-                for end in ("difference", "low", "high")
-            }
+            compared = {"attributes": {name: {"encoder_minus_untrained": dict}}}
+            arrays.expect(content, path, compared, again("accuracy"))
+            found = known[name]["encoder_minus_untrained"]
             told = f"{name}: {found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
             numbers.append(f"{path.stem.removeprefix('accuracy_')}, {told}")
             if not found["low"] > 0:
@@ -109,16 +129,12 @@ def gaussian_at_high_noise(workdir: Path) -> Claim:
     """Claim 2, from RUN/scores/summary.json."""
 
     def examine(content: dict[str, Any], path: Path) -> tuple[list[str], list[str]]:
-        levels = value(content, path, "scores", "levels")
-        gaussian = {
-            end: value(content, path, "scores", "relative_error", "gaussian", end) for end in ("mean", "low", "high")
-        }
-        isotropic = value(content, path, "scores", "relative_error", "isotropic", "mean")
-        explained = value(content, path, "scores", "explained_variance", "gaussian", "mean")
-        if len(levels) < 3 or any(len(column) != len(levels) for column in (*gaussian.values(), isotropic, explained)):
-            raise ValueError(
-                f"{path} holds columns of different length, or fewer than 3 levels: run `{REMEDIES['scores']}` again"
-            )
+        levels, gaussian = content["levels"], content["relative_error"]["gaussian"]
+        isotropic = content["relative_error"]["isotropic"]["mean"]
+        explained = content["explained_variance"]["gaussian"]["mean"]
+        columns = [*(gaussian[end] for end in COLUMN), isotropic, explained]
+        if len(levels) < 3 or any(len(column) != len(levels) for column in columns):
+            raise ValueError(f"{path} holds columns of different length, or fewer than 3 levels: {again('scores')}")
         upper = range(len(levels) // 2, len(levels))
         first, last = upper[0], upper[-1]
         numbers = [
@@ -153,16 +169,14 @@ def skipping_has_a_limit(workdir: Path) -> Claim:
     """Claim 3, from RUN/sweeps/NAME/summary.json."""
 
     def examine(content: dict[str, Any], path: Path) -> tuple[list[str], list[str]]:
-        ends = {}
-        for name in ("recommended", "largest"):
-            ends[name] = {end: value(content, path, "sweep", name, end) for end in ("skip", "distance", "low", "high")}
-        floor = content.get("floor") or {}
+        ends = {name: content[name] for name in ("recommended", "largest")}
+        floor = content.get("floor")
         told = {
             name: f"{end['distance']:.4g} [{end['low']:.4g}, {end['high']:.4g}] at the {name} skip, {end['skip']}"
             for name, end in ends.items()
         }
-        beside = f"; real against real {floor['distance']:.4g}" if "distance" in floor else ""
-        measure = f"{content.get('distance', 'distance')}, n = {content.get('n', 'unknown')}"
+        beside = f"; real against real {floor['distance']:.4g}" if floor else ""
+        measure = f"{content['distance']}, n = {content['n']}"
         numbers = [f"{told['recommended']}; {told['largest']}{beside} ({measure})"]
         low, high = ends["recommended"], ends["largest"]
         apart = low["high"] < high["low"] or high["high"] < low["low"]

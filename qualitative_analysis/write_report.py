@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from diffusion_model import arrays, checkpoint, experiment, figures
 from qualitative_analysis import claims, page
 
 NOT_LOSSES = ("step", "images", "images_per_second", "memory_mb", "seconds_left")
+RECORD = {"images": int, "images_per_second?": float, "memory_mb?": float, ...: (float, None)}  # of metrics.jsonl
 Caption = Callable[[Path, Path], str]
 
 
@@ -215,10 +215,13 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for index, line in enumerate(lines):
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except json.JSONDecodeError:
             if index < len(lines) - 1:
                 raise ValueError(f"{path}: line {index + 1} is no JSON: the file was altered") from None
+            return
+        arrays.expect(record, path, RECORD, "the file was altered", f"line {index + 1}")
+        yield record
 
 
 def losses(history: Sequence[dict[str, Any]]) -> list[str]:
@@ -268,6 +271,7 @@ def environment(runs: Sequence[Path]) -> str:
     for run in runs:
         if (run / "env.json").is_file():
             columns[run.name] = arrays.read_json(run / "env.json")
+            arrays.expect(columns[run.name], run / "env.json", dict)
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     shown = {"": names} | {where: [str(column.get(name, "")) for name in names] for where, column in columns.items()}
     return page.table(shown, "environment")
@@ -275,11 +279,8 @@ def environment(runs: Sequence[Path]) -> str:
 
 def accuracy_caption(path: Path, workdir: Path) -> str:
     """Accuracy against time: what is compared with what."""
-    summary = path.with_suffix(".json")
-    content = claims.read(summary, "accuracy")
-    known = claims.value(content, summary, "accuracy", "attributes")
-    images = claims.value(content, summary, "accuracy", "protocol", "test_images")
-    names = ", ".join(known)
+    content = claims.read(path.with_suffix(".json"), "accuracy")
+    images, names = content["protocol"]["test_images"], ", ".join(content["attributes"])
     return (
         f"Test accuracy on {images} images (vertical axis) of classifiers that see the representation at one noise time t "
         f"(horizontal axis), for {names}: trained and untrained encoder, raw pixels and chance, and heads that mix all times as "
@@ -290,11 +291,10 @@ def accuracy_caption(path: Path, workdir: Path) -> str:
 
 def accuracy_table(path: Path) -> str:
     """Per cent correct by attribute, with intervals: what the figure comes to."""
-    summary = path.with_suffix(".json")
-    known = claims.value(claims.read(summary, "accuracy"), summary, "accuracy", "attributes")
+    known = claims.read(path.with_suffix(".json"), "accuracy")["attributes"]
     heads = list(dict.fromkeys(head for entry in known.values() for head in entry.get("mixed", {})))
     columns: dict[str, list[str]] = {"test accuracy, %": list(known)}
-    columns["chance"] = [f"{100 * claims.value(entry, summary, 'accuracy', 'chance'):.1f}" for entry in known.values()]
+    columns["chance"] = [f"{100 * entry['chance']:.1f}" for entry in known.values()]
     for source in ("pixels", "untrained", "encoder"):
         columns[source] = [percent(entry.get(source), "accuracy") for entry in known.values()]
     columns["pixels"] = [entry.partition(" at t")[0] for entry in columns["pixels"]]  # they know no time
@@ -313,7 +313,7 @@ def accuracy_table(path: Path) -> str:
 
 def percent(entry: dict[str, Any] | None, name: str, sign: str = "") -> str:
     """`72.1 [70.0, 74.2] at t = 0.3`, or nothing."""
-    if not entry or not {name, "low", "high"} <= entry.keys():
+    if not entry:
         return ""
     value, low, high = (f"{100 * entry[end]:{sign}.1f}" for end in (name, "low", "high"))
     when = f" at t = {entry['best_time']:g}" if entry.get("best_time") is not None else ""
@@ -323,8 +323,9 @@ def percent(entry: dict[str, Any] | None, name: str, sign: str = "") -> str:
 def attention_caption(path: Path, workdir: Path) -> str:
     """Attention over time."""
     summary = path.with_name("profile.json")
-    content = arrays.read_json(summary)
-    known = claims.value(content, summary, "attention", "attributes")
+    known = claims.read(summary, "attention")["attributes"]
+    if not known:
+        raise ValueError(f"{summary} holds no attribute")
     told = ", ".join(f"{name} t = {entry['most_attended']:g}" for name, entry in known.items())
     first = next(iter(known.values()))
     what = (
@@ -343,46 +344,42 @@ def attention_caption(path: Path, workdir: Path) -> str:
 def information_caption(path: Path, workdir: Path) -> str:
     """Mutual information between times."""
     summary = path.with_name(path.stem.replace("matrix_", "summary_") + ".json")
-    content = arrays.read_json(summary)
-    get = partial(claims.value, content, summary, "information")
-    protocol, rows = get("protocol"), get("protocol", "rows")
-    above = len(get("beyond_ceiling"))
+    content = claims.read(summary, "information")
+    protocol, above = content["protocol"], len(content["beyond_ceiling"])
+    rows = protocol["rows"]
     return (
-        f"Mutual information in nats between the representations at two noise times (both axes), {get('source')} codes of "
-        f"{get('protocol', 'dimension')} features: MINE, a lower bound found by critics of width {protocol['width']} on {rows['fit']} "
+        f"Mutual information in nats between the representations at two noise times (both axes), {content['source']} codes of "
+        f"{protocol['dimension']} features: MINE, a lower bound found by critics of width {protocol['width']} on {rows['fit']} "
         f"rows, their best iterate chosen on {rows['validation']} and the value read off on {rows['held_out']} rows that neither "
-        f"saw; mean over {len(protocol['seeds'])} seeds. {rows['held_out']} rows certify about {get('ceiling'):.2f} nats (their "
+        f"saw; mean over {len(protocol['seeds'])} seeds. {rows['held_out']} rows certify about {content['ceiling']:.2f} nats (their "
         f"logarithm); {above} pairs lie above. The diagonal is left out: a continuous code's information about itself is infinite."
     )
 
 
 def sweep_caption(path: Path, workdir: Path) -> str:
     """Distance against skipped steps, or the samples behind it."""
-    summary = path.with_name("summary.json")
-    content = claims.read(summary, "sweep")
-    get = partial(claims.value, content, summary, "sweep")
-    chosen, protocol = get("recommended"), get("protocol")
+    content = claims.read(path.with_name("summary.json"), "sweep")
+    chosen, protocol = content["recommended"], content["protocol"]
     if path.stem == "samples":
         return (
-            f"The same start noise (columns) sampled with more and more steps replaced by the {get('jump')} jump (rows, from none); "
+            f"The same start noise (columns) sampled with more and more steps replaced by the {content['jump']} jump (rows, from none); "
             f"{protocol.get('sampler', 'sampler')}, {protocol.get('steps', '?')} steps."
         )
-    floor = get("floor")
-    real = f" {get('n')} real images reach {floor['distance']:.4g} (dashed)." if floor else ""
+    floor = content.get("floor")
+    real = f" {content['n']} real images reach {floor['distance']:.4g} (dashed)." if floor else ""
     return (
-        f"{get('distance')} to the data (vertical axis) against the number of first {protocol.get('sampler', 'sampler')} steps "
-        f"replaced by one closed-form jump (horizontal axis; network evaluations on top), n = {get('n')} samples from paired seeds, "
-        f"features: {get('features')}; bands are 95 % intervals over blocks of seeds. Recommended: skip {chosen['skip']} of "
-        f"{protocol.get('steps', '?')} steps, the largest whose upper paired bound lies within {get('margin'):.1%} of no skip.{real} "
+        f"{content['distance']} to the data (vertical axis) against the number of first {protocol.get('sampler', 'sampler')} steps "
+        f"replaced by one closed-form jump (horizontal axis; network evaluations on top), n = {content['n']} samples from paired seeds, "
+        f"features: {content['features']}; bands are 95 % intervals over blocks of seeds. Recommended: skip {chosen['skip']} of "
+        f"{protocol.get('steps', '?')} steps, the largest whose upper paired bound lies within {content['margin']:.1%} of no skip.{real} "
         "On the right, how far a sample moves from the one without skipping."
     )
 
 
 def scores_caption(path: Path, workdir: Path) -> str:
     """Closed-form scores against the neural one, or the pictures behind it."""
-    summary = path.with_name("summary.json")
-    content = claims.read(summary, "scores")
-    levels, protocol = (claims.value(content, summary, "scores", name) for name in ("levels", "protocol"))
+    content = claims.read(path.with_name("summary.json"), "scores")
+    levels, protocol = content["levels"], content["protocol"]
     if path.stem == "denoised":
         return "What the denoisers see (noised) and say (neural, Gaussian, isotropic) at a few noise levels, high noise on the right."
     return (

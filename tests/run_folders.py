@@ -11,7 +11,7 @@ def make_run(folder, images=100, batch=10, **config):
             "data.augmentation": "none", "training.mixup": False, "encoder.widen": 1.0, "seed": 0,
             "optimiser.learning_rate": 2e-4, **config,
         },
-        "scaling": {}, "data": {"name": "a", "hash": "0"}, "shape": [1, 2, 2], "std": 1.0,
+        "scaling": {"scale": [1.0], "shift": [0.0]}, "data": {"name": "a", "hash": "0"}, "shape": [1, 2, 2], "std": 1.0,
     }  # fmt: skip
     checkpoint.write_run(folder, record)
     return folder

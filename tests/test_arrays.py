@@ -1,6 +1,7 @@
 """Folders of arrays: round trips bit for bit, and half-written, truncated or altered files refused with a sentence."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -193,3 +194,26 @@ def test_a_field_that_is_missing_names_the_file(tmp_path):
     assert held == {"inner": {"here": 1}} and held.get("no") is None
     with pytest.raises(ValueError, match=r"a\.json has no field 'there': it was altered, or another version wrote it"):
         held["inner"]["there"]
+
+
+def test_the_shape_of_content(folder):
+    shape = {"a": int, "b?": [float], "c": ({"d": str}, None), ...: bool}
+    for fits in ({"a": 1, "c": None}, {"a": 1, "b": [1, 0.5], "c": {"d": ""}, "e": True}):
+        arrays.expect(fits, "x.json", shape)
+    wrong = {
+        "x.json holds 3, expected an object: remove it": 3,
+        "x.json lacks the field a: ": {"c": None},
+        "x.json: a is true, expected an integer: ": {"a": True, "c": None},
+        "x.json: b.1 is null, expected a number: ": {"a": 1, "b": [1, None], "c": None},
+        "x.json: c is 1, expected an object or null: ": {"a": 1, "c": 1},
+        "x.json lacks the field c.d: ": {"a": 1, "c": {}},
+        "x.json: e is 0, expected true or false: ": {"a": 1, "c": None, "e": 0},
+        f'x.json: a is "{"y" * 36}..., expected an integer: ': {"a": "y" * 99},
+    }
+    for sentence, content in wrong.items():
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            arrays.expect(content, "x.json", shape)
+    meta = arrays.read_json(folder / "meta.json")
+    arrays.write_json(folder / "meta.json", meta | {"arrays": [3]})
+    with pytest.raises(ValueError, match=r"meta\.json: arrays is \[3\], expected an object"):
+        arrays.read_folder(folder, meta["kind"])

@@ -1,5 +1,7 @@
 """Checkpoints are complete or absent; a resumed run is checked against what it was."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,7 +72,7 @@ def test_no_run_says_what_to_run(tmp_path):
     with pytest.raises(ValueError, match="truncated or altered"):
         checkpoint.read_run(tmp_path)
     arrays.write_json(tmp_path / "config.json", {"format": 1, "kind": "run"})
-    with pytest.raises(ValueError, match=r"lacks \['config', 'data', 'scaling', 'shape', 'std'\]"):
+    with pytest.raises(ValueError, match=r"lacks the field config: it was altered"):
         checkpoint.read_run(tmp_path)
     arrays.write_json(tmp_path / "config.json", {"format": 2, "kind": "run"})
     with pytest.raises(ValueError, match="format 2, this version reads up to 1"):
@@ -96,3 +98,41 @@ def test_the_published_runs_open_and_denoise(run):
     code = None if model.encoder is None else model.encode(x0, torch.tensor(0.0)).mean
     denoised = model.denoise(x0, torch.tensor(0.002), code)
     assert torch.allclose(denoised, x0, atol=0.02)
+
+
+def alter(path, field, value):
+    """Write another value at `a/b/c` of a JSON file; ... removes the field."""
+    content = held = json.loads(path.read_text())
+    *parents, name = field.split("/")
+    for parent in parents:
+        held = held[parent]
+    if value is ...:
+        del held[name]
+    else:
+        held[name] = value
+    arrays.write_json(path, content)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("config", None, "config is null, expected an object"),
+        ("config/model.features", None, "config.model.features is null, expected an integer"),
+        ("config/model.multipliers", "12", 'config.model.multipliers is "12", expected a list'),
+        ("config/model.unit", [], r"config.model.unit is \[\], expected a number or a string"),
+        ("config/sde.sigma_max", True, "config.sde.sigma_max is true, expected a number"),
+        ("config/model.features", ..., "has no field 'features'"),
+        ("data", [], r"data is \[\], expected an object"),
+        ("scaling/scale", 1.0, "scaling.scale is 1.0, expected a list"),
+        ("scaling/scale", ..., "lacks the field scaling.scale"),
+        ("shape", [3, "16", 16], 'shape.1 is "16", expected an integer'),
+        ("std", "wide", 'std is "wide", expected a number'),
+        ("step", None, "step is null, expected an integer"),
+    ],
+)
+def test_another_type_in_config_json_is_a_sentence(tmp_path, field, value, sentence):
+    published = Path(__file__).parent.parent / "docs" / "runs" / "drl-synthetic16"
+    shutil.copytree(published, tmp_path / "run")
+    alter(tmp_path / "run" / "config.json", field, value)
+    with pytest.raises(ValueError, match=rf"config\.json.* {sentence}: "):
+        checkpoint.load_score_model(tmp_path / "run")

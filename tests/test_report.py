@@ -201,10 +201,15 @@ WRONG = {
                 "do not differ by more than their intervals"),
     "lacks a field": ("runs/edm/sweeps/default/summary.json", {"recommended": {"skip": 4}},
                       "summary.json lacks the field recommended.distance: run `python linear_structure/sweep_skips.py"),
-    "lacks untrained": ("tables/accuracy_drl.json", {"attributes": {"label": {"chance": 0.1}}},
-                        "accuracy_drl.json lacks the field encoder_minus_untrained: run `python downstream_class"),
+    "lacks untrained": ("tables/accuracy_drl.json", {"attributes": {"label": {"chance": 0.1}}, "protocol": {"test_images": 9}},
+                        "accuracy_drl.json lacks the field attributes.label.encoder_minus_untrained: run `python downstream_class"),
     "unequal columns": ("runs/edm/scores/summary.json", scores_summary((0.9, 0.5)), "columns of different length"),
-    "no summary": ("tables/accuracy_drl.json", [1], "holds no summary"),
+    "no summary": ("tables/accuracy_drl.json", [1], "accuracy_drl.json holds [1], expected an object: run"),
+    "no attributes": ("tables/accuracy_drl.json", accuracy_summary() | {"attributes": None}, "attributes is null, expected an object"),
+    "a text as a number": ("runs/edm/scores/summary.json", scores_summary() | {"levels": ["0.1"]},
+                           'levels.0 is "0.1", expected a number'),
+    "a number as an object": ("runs/edm/sweeps/default/summary.json", sweep_summary() | {"largest": 12},
+                              "largest is 12, expected an object"),
 }  # fmt: skip
 
 
@@ -271,6 +276,47 @@ def test_a_figure_without_numbers_or_protocol_is_still_shown(study):
         "Missing: the numbers of scores.png" in text
         and "Missing: the protocol of runs/drl/attention/profile.png" in text
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "sentence"),
+    [
+        ("tables/accuracy_drl.json", {"attributes": [1]}, "attributes is [1], expected an object"),
+        (
+            "runs/drl/attention/profile.json",
+            {"attributes": {"shape": None}},
+            "attributes.shape is null, expected an object",
+        ),
+        ("runs/drl/attention/profile.json", {"attributes": {}}, "profile.json holds no attribute"),
+        ("runs/drl/mutual_information/summary_encoder.json", [], "summary_encoder.json holds [], expected an object"),
+        (
+            "runs/edm/sweeps/default/summary.json",
+            sweep_summary() | {"margin": "1 %"},
+            'margin is "1 %", expected a number',
+        ),
+        ("runs/edm/scores/summary.json", scores_summary() | {"protocol": None}, "protocol is null, expected an object"),
+    ],
+)
+def test_a_protocol_of_another_type_is_named_in_its_place(study, path, content, sentence):
+    arrays.write_json(study / path, content)
+    write_report.main([str(study)])
+    text = "".join(Reader((study / "report.html").read_text()).text)
+    assert re.search(rf"Missing: the protocol of [^ ]* \([^)]*{re.escape(sentence)}", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("env.json", "[1]", "env.json holds [1], expected an object"),
+        ("metrics.jsonl", "3\n", "metrics.jsonl: line 1 is 3, expected an object"),
+        ("metrics.jsonl", '{"images": null}\n', "metrics.jsonl: line 1.images is null, expected an integer"),
+        ("metrics.jsonl", '{"images": 1, "score": "x"}\n', 'line 1.score is "x", expected a number or null'),
+    ],
+)
+def test_a_run_of_another_type_is_a_sentence(study, capsys, name, content, sentence):
+    (study / "runs" / "edm" / name).write_text(content)
+    status, told = refused([study], capsys)
+    assert status == 1 and sentence in told and told.count("\n") == 1
 
 
 def test_sentences(study, tmp_path, capsys):

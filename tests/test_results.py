@@ -65,7 +65,9 @@ def test_altered_cells(tmp_path, how):
         arrays.write_json(path, {**content, "kind": "images"})
     else:
         arrays.write_json(path, {name: value for name, value in content.items() if name != "protocol"})
-    with pytest.raises(ValueError, match=r"truncated or altered|describes images, expected cell|lacks \['protocol'\]"):
+    with pytest.raises(
+        ValueError, match=r"truncated or altered|describes images, expected cell|lacks the field protocol"
+    ):
         results.read_cells(tmp_path)
 
 
@@ -73,3 +75,23 @@ def test_other_files_are_no_cells(tmp_path):
     results.write_cell(tmp_path, KEY, {"test": 0.5}, PROTOCOL)
     arrays.write_json(tmp_path / "summary.json", {"kind": "summary"})
     assert len(results.read_cells(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"value": None}, "value is null, expected an object"),
+        ({"key": [1]}, r"key is \[1\], expected an object"),
+        ({"value": {"test": "high"}}, 'value.test is "high", expected a number'),
+        ({"value": {}}, "lacks the field value.test"),
+    ],
+)
+def test_another_type_is_a_sentence_that_names_file_and_field(tmp_path, change, sentence):
+    path = results.write_cell(tmp_path, KEY, {"test": 0.5}, PROTOCOL)
+    shape = {"value": {"test": float}}
+    assert len(results.read_cells(tmp_path, shape=shape)) == 1
+    arrays.write_json(path, arrays.read_json(path) | change)
+    with pytest.raises(ValueError, match=rf"seed=0\.json.* {sentence}: remove it and run"):
+        results.read_cells(tmp_path, shape=shape)
+    arrays.write_json(path, arrays.read_json(path) | {"key": KEY, "value": {"error": "diverged"}})
+    assert results.read_cell(path, shape).failed

@@ -139,6 +139,24 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     assert "no seed of encoder, shape, mlp is finished at every time" in fails(capsys, run, *out)
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "sentence"),
+    [
+        ("key", {"times": None}, "key.times is null, expected a number or a string"),
+        ("key", {"seed": [0]}, "key.seed is [0], expected an integer"),
+        ("value", {"correct": 7}, "value.correct is 7, expected a string"),
+        ("value", {"validation": "best"}, 'value.validation is "best", expected a number'),
+        ("protocol", {"chance": {}}, "protocol.chance is {}, expected a number"),
+    ],
+)
+def test_a_cell_of_another_type_is_a_sentence(tmp_path, capsys, part, change, sentence):
+    run = study(tmp_path / "drl")
+    path = next((run / "classify").rglob("seed=0.json"))
+    content = arrays.read_json(path)
+    arrays.write_json(path, content | {part: content[part] | change})
+    assert f"{path}: {sentence}: remove it and run" in fails(capsys, run, "--out", tmp_path / "tables")
+
+
 def test_help_and_a_wrong_option(capsys):
     with pytest.raises(SystemExit) as stop:
         experiment.launch(tabulate.main, ["--help"])

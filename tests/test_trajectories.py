@@ -145,3 +145,22 @@ def test_values_that_are_not_finite_are_refused_when_read(store):
     arrays.write_json(store / "meta.json", meta)
     with pytest.raises(ValueError, match="values that are not finite"):
         trajectories.Trajectories(store).select()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"requested": None}, "requested is null, expected a list"),
+        ({"stored": [0.1]}, r"stored is \[0\.1\], expected an object"),
+        ({"stored": {"0.00000000": 3}}, r"stored\.0\.00000000 is 3, expected an object"),
+        ({"attributes": ["colour"]}, "attributes is .*, expected an object"),
+        ({"labels": None}, "labels is null, expected an object"),
+        ({"count": "4"}, 'count is "4", expected an integer'),
+        ({"dimension": 2.5}, r"dimension is 2\.5, expected an integer"),
+    ],
+)
+def test_another_type_in_meta_json_is_a_sentence(store, change, sentence):
+    arrays.write_json(store / "meta.json", arrays.read_json(store / "meta.json") | change)
+    for reader in (trajectories.Trajectories, writer):
+        with pytest.raises(ValueError, match=rf"meta\.json: {sentence}: remove .* and run"):
+            reader(store)
