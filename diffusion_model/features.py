@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffusion_model import arrays, data, experiment
+from diffusion_model import arrays, checkpoint, data, experiment
 from diffusion_model.fid import symmetric_root
 from diffusion_model.moments import Moments
 
@@ -150,7 +150,11 @@ def open_classifier(dataset: data.Split, root: Path, weights: Path | None, devic
     command = f"`python diffusion_model/train_features.py {dataset.name}`"
     if not arrays.is_finished(folder):
         raise FileNotFoundError(f"no classifier in {folder}: run {command} first")
+    remedy = f"remove {folder} and run {command}"
     meta = arrays.read_meta(folder, "classifier", f"run {command} again")
+    arrays.expect(
+        meta, folder / "meta.json", {"shape": [int], "attributes": {...: int}, "width": int, "fingerprint": str}, remedy
+    )
     if meta.get("data_hash") != dataset.hash:
         raise ValueError(
             f"{folder} was trained on other images than {dataset.name} now holds: remove it and run {command}"
@@ -159,8 +163,8 @@ def open_classifier(dataset: data.Split, root: Path, weights: Path | None, devic
     path = folder / "weights.safetensors"
     mark = f"{arrays.file_checksum(path):08x}" if path.is_file() else "none"
     if mark != meta["fingerprint"]:
-        raise ValueError(f"{path} is missing or was altered after it was written: remove {folder} and run {command}")
-    network.load_state_dict(arrays.read_tensors(path))
+        raise ValueError(f"{path} is missing or was altered after it was written: {remedy}")
+    checkpoint.load_weights(network, arrays.read_tensors(path), folder, "meta.json", remedy)
     name = "Frechet distance (classifier features)"
     return Extractor("classifier", name, WIDTH, mark, network.eval().to(device), device)
 

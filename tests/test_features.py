@@ -70,7 +70,20 @@ def test_classifier_refusals(dots, tmp_path) -> None:
     changed = data.Split(dots.name, "train", dots.images, dots.labels, dots.attributes, "other", dots.meta)
     with pytest.raises(ValueError, match="trained on other images than dots now holds"):
         open_extractor("classifier", changed, root)
-    weights = root / "dots" / "features" / "classifier" / "weights.safetensors"
+    path = root / "dots" / "features" / "classifier" / "meta.json"
+    meta = arrays.read_json(path)
+    for change, sentence in {
+        "width": (meta["width"] + 1, r"weights of .*classifier do not fit its meta\.json \(code\.0\.weight: .* stored"),
+        "attributes": ([2], r"meta\.json: attributes is \[2\], expected an object"),
+        "shape": (None, r"meta\.json: shape is null, expected a list"),
+    }.items():
+        arrays.write_json(path, meta | {change: sentence[0]})
+        with pytest.raises(
+            ValueError, match=rf"{sentence[1]}.*: .*run `python diffusion_model/train_features.py dots`"
+        ):
+            open_extractor("classifier", dots, root)
+    arrays.write_json(path, meta)
+    weights = path.with_name("weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4] + b"xxxx")
     with pytest.raises(ValueError, match="missing or was altered"):
         open_extractor("classifier", dots, root)
