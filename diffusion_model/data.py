@@ -113,6 +113,18 @@ def open_split(name: str, split: str, root: Path | str | None = None) -> Split:
     return Split(name, split, held["images"], labels, meta["attributes"], meta["hash"], meta)
 
 
+def open_split_of(record: dict[str, Any], split: str, root: Path | str | None = None) -> Split:
+    """A split of the set that a run was trained on (`record` as checkpoint.read_run gives it); other images are a ValueError."""
+    name, trained = record["data"]["name"], record["data"]["hash"]
+    found = open_split(name, "train", root).hash
+    if found != trained:
+        raise ValueError(
+            f"{name} in {_root(root)} holds other images than the run was trained on (SHA-256 {found[:12]}, then "
+            f"{trained[:12]}): prepare those again, or give their folder with --data"
+        )
+    return open_split(name, split, root)
+
+
 def check(images: np.ndarray, labels: np.ndarray, attributes: dict[str, int], what: str) -> None:
     """Refuse images and labels of a wrong shape, dtype or range, each with one sentence that begins with `what`."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.size:

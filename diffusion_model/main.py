@@ -8,7 +8,7 @@
 
 train writes config.json, env.json, log.txt, metrics.jsonl, checkpoints/STEP/ and samples/ below the workdir; the same
 command again resumes from the newest checkpoint. eval writes eval.json: the loss terms of the test split. sample writes
-samples/SAMPLER.npy and a grid of them; a run with an encoder samples from the codes of given images (--images), and one of
+samples/SAMPLER*.npy and a grid of them; a run with an encoder samples from the codes of given images (--images), and one of
 the modes vae-* and ae-* reconstructs them. publish writes a small run for others to start from: config.json and the weights
 in half precision. Under torchrun the ranks share the work of train, eval and sample.
 """
@@ -94,7 +94,7 @@ def make_parser() -> experiment.Parser:
         "--dry-run", action="store_true", help="train: print configuration, sizes and estimates, and stop"
     )
     parser.add_argument("--n", type=AtLeast(1), default=GRID, help="sample: number of images")
-    parser.add_argument("--steps", type=AtLeast(1), default=18, help="sample: solver steps")
+    parser.add_argument("--steps", type=AtLeast(2), default=18, help="sample: solver steps")
     parser.add_argument("--sampler", default="heun", choices=tuple(SAMPLERS), help="sample: solver")
     parser.add_argument(
         "--seed-base", type=int, default=0, help="sample: seed of the first image, the next has the next"
@@ -367,7 +367,7 @@ def sample(args: Any, device: torch.device) -> int:
             raise experiment.UsageError(
                 f"{args.workdir} has model.mode {model.mode}, which needs the code of an image: pass --images train or --images test"
             )
-        given = data.open_split(model.config["data"]["name"], args.images, args.data).images[: args.n]
+        given = data.open_split_of(checkpoint.read_run(args.workdir), args.images, args.data).images[: args.n]
     elif args.images is not None:
         raise experiment.UsageError(f"{args.workdir} has model.mode none and takes no --images")
     if model.decoder is not None:
@@ -378,7 +378,8 @@ def sample(args: Any, device: torch.device) -> int:
     seeds = range(args.seed_base, args.seed_base + count)[mine.start : mine.stop]
     chosen = None if given is None else given[mine.start : mine.stop]
     pixels = ranks.gather_rows(sample_images(model, seeds, args.sampler, levels, args.batch, chosen))
-    name = f"{args.sampler}{args.steps}_seed{args.seed_base}_n{count}"
+    codes = "" if given is None else f"_{args.images}"
+    name = f"{args.sampler}{args.steps}_seed{args.seed_base}{codes}_n{count}"
     if pixels is not None:
         arrays.write_array(args.workdir / "samples" / f"{name}.npy", pixels)
         shown = figures.image_grid(pixels[:GRID], 8, args.workdir / "samples" / f"{name}.png")
@@ -416,7 +417,7 @@ def publish(args: Any) -> int:
 def evaluate(args: Any, device: torch.device) -> int:
     """eval.json: the loss terms of the test split under the averaged weights, with the same draws at every call."""
     model = checkpoint.load_score_model(args.workdir, device=device)
-    split, sums = data.open_split(model.config["data"]["name"], "test", args.data), {}
+    split, sums = data.open_split_of(checkpoint.read_run(args.workdir), "test", args.data), {}
     config = model.config | {
         "seed": "eval",
         "training": {**model.config["training"], "mixup": False},

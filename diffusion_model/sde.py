@@ -265,7 +265,7 @@ def _module(text: bytes, path: Path, digest: str, name: str) -> ModuleType:
         sys.modules[key] = module
         try:
             exec(compile(text, str(path), "exec"), vars(module))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # also a script that ends itself
             del sys.modules[key]
             fault = f"{type(error).__name__}: {error}"
             raise ValueError(f"sde.name {name}: {path} cannot be run as Python ({fault})") from None

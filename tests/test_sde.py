@@ -172,6 +172,7 @@ def test_a_file_is_found_from_here_and_known_by_its_hash(tmp_path, monkeypatch):
         ("class Cosine:\n    pass", "Cosine", "no subclass of LinearSDE called 'Cosine'"),
         ("import nothing_of_the_kind", "Cosine", "cannot be run as Python (ModuleNotFoundError"),
         ("def f(:", "Cosine", "cannot be run as Python (SyntaxError"),
+        ("raise SystemExit(3)", "Cosine", "cannot be run as Python (SystemExit: 3"),
         (COSINE.replace("def sigma", "def noise"), "Cosine", "Cosine lacks sigma; expected alpha(t) and sigma(t)"),
         (COSINE.replace("reach: float = 0.49", "far: float"), "Cosine", "cannot be made from the section sde (TypeError"),
         (COSINE.replace("torch.cos", "-torch.cos"), "Cosine", "alpha is -1 at t = 1e-05; expected finite numbers above 0"),
