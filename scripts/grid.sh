@@ -51,8 +51,12 @@ choose() {
     for value in ${2//,/ }; do
         case $option in
             --datasets) value=$(canonical "$value") || exit ;;
-            --widens | --rates) value=$(number "$value") || exit ;;
+            --widens | --rates) value=$(number "$value" "$option") || exit ;;
         esac
+        if [[ $option == --index && " $there" != *" $value "* ]]; then
+            echo "error: $option: no cell of the grid has $value; accepted: 0 to $(($(wc -l <<<"$all") - 1))" >&2
+            exit 2
+        fi
         if [[ " $there" != *" $value "* ]]; then
             echo "error: $option: no cell of the grid has $value; accepted: $there" >&2
             exit 2

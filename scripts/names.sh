@@ -6,10 +6,15 @@ canonical() {
 experiment.launch(lambda names: print(*map(data.canonical, names), sep="\n"), sys.argv[1:])' "$@"
 }
 
-# number VALUE: in shortest form (2e-4 -> 0.0002)
+if [[ ! ${GPUS:-1} =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: GPUS=$GPUS: expected a number of devices, 1 or more" >&2
+    exit 2
+fi
+
+# number VALUE [WHAT]: in shortest form (2e-4 -> 0.0002)
 number() {
     LC_ALL=C printf '%g' "$1" 2>/dev/null || {
-        echo "error: learning rate '$1': expected a number such as 2e-4" >&2
+        echo "error: ${2:-learning rate} '$1': expected a number such as 2e-4" >&2
         return 2
     }
 }

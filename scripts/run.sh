@@ -28,9 +28,13 @@ dataset=$(canonical "${values[0]}")
 augmentation=${values[1]} mode=${values[2]} mixup=${values[3]} widen=${values[4]} seed=${values[5]}
 rate=2e-4
 for option in "$@"; do
-    if [[ $option == --config.optimiser.learning_rate=* ]]; then
-        rate=${option#*=}
-    fi
+    case $option in
+        --config.optimiser.learning_rate=*) rate=${option#*=} ;;
+        --config.data.name=* | --config.data.augmentation=* | --config.model.mode=* | --config.training.mixup=* | \
+            --config.encoder.widen=* | --config.seed=*)
+            echo "error: $option: the folder is named after it, give it as one of DATASET AUG MODE MIXUP WIDEN SEED" >&2
+            exit 2 ;;
+    esac
 done
 rate=$(number "$rate")
 

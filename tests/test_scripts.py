@@ -143,6 +143,22 @@ def test_run_names_its_folder_after_the_learning_rate(clone):
     assert clone("run.sh", *"abcdefg")[0] == 2
 
 
+@pytest.mark.parametrize("option", ["model.mode=vae-l2", "encoder.widen=2", "seed=1", "data.name=mnist"])
+def test_run_takes_what_its_folder_is_named_after_as_an_argument(clone, option):
+    """Behind the arguments it would train one thing in the folder of another."""
+    status, commands, _, told = clone("run.sh", "synthetic", f"--config.{option}")
+    assert status == 2 and not any("main.py" in command for command in commands)
+    assert f"--config.{option}: the folder is named after it" in told
+
+
+@pytest.mark.parametrize("script", ["run.sh", "rep.sh", "run_all.sh", "rep_all.sh"])
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5"])
+def test_a_number_of_devices_that_is_none(clone, script, number):
+    status, commands, _, told = clone(script, GPUS=number)
+    assert (status, commands) == (2, [])
+    assert told == f"error: GPUS={number}: expected a number of devices, 1 or more\n"
+
+
 def test_run_on_several_devices(clone):
     _, commands, _, _ = clone("run.sh", GPUS="2")
     assert commands[1].startswith(
@@ -343,7 +359,8 @@ def test_one_cell_by_its_number(clone):
     set_states(clone, c2="running\t3\t9\ttraining")
     _, commands, _, _ = clone("run_all.sh", "--index", numbers[2][0])
     assert trained(commands) == [NAMES[2]]  # Slurm started it again: whoever was said to run it has left
-    assert clone("run_all.sh", "--index", "534")[0] == 2
+    status, _, _, told = clone("run_all.sh", "--index", "534")
+    assert (status, told) == (2, "error: --index: no cell of the grid has 534; accepted: 0 to 533\n")
 
 
 def test_rep_all_encodes_what_is_trained_and_not_yet_encoded(clone):
@@ -359,7 +376,8 @@ def test_rep_all_encodes_what_is_trained_and_not_yet_encoded(clone):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [(["--seeds", "11"], "--seeds: no cell of the grid has 11; accepted: 0 1 2"), (["--modes=drl"], "accepted: probab"),
-     (["--rates", "fast"], "expected a number"), (["--index"], "--index needs a value"), (["--seed", "1"], "unknown argument"),
+     (["--rates", "fast"], "--rates 'fast': expected a number"), (["--index"], "--index needs a value"),
+     (["--seed", "1"], "unknown argument"),
      (["--datasets", "CIFAR10", "--seeds", "5"], "no cell of the grid has all of these"), (["x"], "unknown argument x"),
      (["--config.seed=3"], "choose cells with")],
 )  # fmt: skip

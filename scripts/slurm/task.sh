@@ -9,6 +9,9 @@ root=$1 script=$2
 shift 2
 
 export GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-1}}
+if [[ $GPUS == 0 ]]; then # as Slurm says on a node without any
+    GPUS=1
+fi
 requeue=0
 trap 'requeue=1; kill -TERM "$cell" 2>/dev/null || true' USR1
 trap 'kill -TERM "$cell" 2>/dev/null || true' TERM
