@@ -20,6 +20,7 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     augment              random changes of a batch of images: a function of (image, numbers) alone
     training             one training step after another: batches, averages, checkpoints, metrics
     footprint            what a run will cost, from shapes alone
+    sampling             images that a run makes, and pictures of them while it trains
     ema                  averages of weights
     run_state board      is a run being trained; its curves for TensorBoard
     samplers*            generators over decreasing levels

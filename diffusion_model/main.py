@@ -34,9 +34,9 @@ from diffusion_model import (
     footprint,
     ranks,
     run_state,
+    sampling,
     sde,
     training,
-    trajectories,
 )
 from diffusion_model.experiment import AtLeast
 from diffusion_model.layers import EMBEDDINGS
@@ -47,7 +47,6 @@ from diffusion_model.score_model import MODES, ScoreModel
 
 GRID = 64  # images of a sample grid
 TERMS = ("score", "reconstruction", "kl", "l1")  # of the loss, as logged
-SHOWN = 16  # images of the pictures drawn during training
 
 CHOICES = {
     "data.scaling": ("unit", "standardised"),
@@ -182,7 +181,7 @@ def run_to_end(run: Path, record: dict[str, Any], split: data.Split, device: tor
                     say(f"{run.name}: {line(entry, trainer)}")
                     pictures = entry["images"] // sample_every
                     if pictures > drawn or trainer.step == trainer.total:
-                        draw(trainer)
+                        sampling.draw(trainer)
                     drawn = pictures
         say(f"{run}: finished at step {trainer.step}")
     return 0
@@ -285,79 +284,6 @@ def estimate(record: dict[str, Any], split: data.Split) -> int:
     return 0
 
 
-def draw(trainer: training.Trainer) -> None:
-    """samples/STEP.png: samples (mode none) or reconstructions (vae-*, ae-*); a drl mode has neither."""
-    if trainer.model.decoder is not None:
-        draw_reconstructions(trainer)
-    elif trainer.model.encoder is None:
-        draw_samples(trainer)
-
-
-@torch.no_grad()
-def draw_samples(trainer: training.Trainer) -> None:
-    """samples/STEP.png: images of the averaged weights, from the same noise at every step."""
-    live = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    trainer.model.load_state_dict(live | trainer.average.tensors)
-    trainer.model.eval()
-    pixels = sample_images(trainer.model, range(SHOWN), "heun", edm_levels(18, *trainer.model.sde.level_range()), SHOWN)
-    trainer.model.load_state_dict(live)
-    trainer.model.train()
-    figures.image_grid(pixels, 8, trainer.run / "samples" / f"step_{trainer.step:08d}.png")
-
-
-def draw_reconstructions(trainer: training.Trainer) -> None:
-    """samples/STEP.png: the first training images, and below each row what the decoder makes of their codes."""
-    given = np.array(trainer.split.images[:SHOWN])
-    trainer.model.eval()
-    made = reconstruct_images(trainer.model, given, [0.5], SHOWN)[:, 0]
-    trainer.model.train()
-    rows = [part for start in range(0, len(given), 8) for part in (given[start : start + 8], made[start : start + 8])]
-    figures.image_grid(np.concatenate(rows), 8, trainer.run / "samples" / f"step_{trainer.step:08d}.png")
-
-
-@torch.no_grad()
-def reconstruct_images(model: ScoreModel, given: np.ndarray, times: Sequence[float], batch: int) -> np.ndarray:
-    """uint8 images [N, T, C, H, W]: what the decoder of a vae-* or ae-* run makes of the mean codes of uint8 images."""
-    device, pieces = next(model.parameters()).device, []
-    for start in range(0, len(given), batch):
-        x0 = model.scaling.to_model(torch.from_numpy(np.array(given[start : start + batch])).to(device))
-        made = []
-        for time in times:
-            level = torch.full((len(x0),), model.std * trajectories.level_of(time), device=device)
-            made.append(model.scaling.to_pixels(model.reconstruct(level, model.encode(x0, torch.tensor(time)).mean)))
-        pieces.append(torch.stack(made, 1).cpu().numpy())
-    return np.concatenate(pieces) if pieces else np.empty((0, len(times), *model.shape), np.uint8)
-
-
-def sample_images(
-    model: ScoreModel,
-    seeds: Sequence[int],
-    sampler: str,
-    levels: torch.Tensor,
-    batch: int,
-    given: np.ndarray | None = None,
-) -> np.ndarray:
-    """uint8 images [N, C, H, W], one a seed; `given` images [N, C, H, W] give the codes of a run with an encoder.
-
-    Image i is a function of seed i, whatever the batch.
-    """
-    device = next(model.parameters()).device
-    pieces = []
-    for start in experiment.progress(range(0, len(seeds), batch), "sampling", "batches"):
-        chosen = seeds[start : start + batch]
-        x = levels[0].float() * experiment.sample_noise("start", chosen, model.shape).to(device)
-        denoise = model.denoise
-        if given is not None:
-            x0 = model.scaling.to_model(torch.from_numpy(np.array(given[start : start + batch])).to(device))
-
-            def denoise(x: torch.Tensor, level: torch.Tensor, x0: torch.Tensor = x0) -> torch.Tensor:
-                return model.denoise(x, level, model.encode(x0, model.time_of(level)).mean)
-
-        *_, x = SAMPLERS[sampler][0](denoise, x, levels)
-        pieces.append(model.scaling.to_pixels(x).cpu().numpy())
-    return np.concatenate(pieces) if pieces else np.empty((0, *model.shape), np.uint8)
-
-
 def sample(args: Any, device: torch.device) -> int:
     """Draw images from a run; reconstruct given ones with a run that has a decoder. Ranks share the images."""
     model = checkpoint.load_score_model(args.workdir, device=device)
@@ -377,7 +303,7 @@ def sample(args: Any, device: torch.device) -> int:
     mine = ranks.share(count, args.batch)
     seeds = range(args.seed_base, args.seed_base + count)[mine.start : mine.stop]
     chosen = None if given is None else given[mine.start : mine.stop]
-    pixels = ranks.gather_rows(sample_images(model, seeds, args.sampler, levels, args.batch, chosen))
+    pixels = ranks.gather_rows(sampling.sample_images(model, seeds, args.sampler, levels, args.batch, chosen))
     codes = "" if given is None else f"_{args.images}"
     name = f"{args.sampler}{args.steps}_seed{args.seed_base}{codes}_n{count}"
     if pixels is not None:
@@ -390,7 +316,7 @@ def sample(args: Any, device: torch.device) -> int:
 def save_reconstructions(args: Any, model: ScoreModel, given: np.ndarray) -> int:
     """samples/reconstructions_*: uint8 [N, T, C, H, W] at three times, and a picture: images, then a row a time."""
     mine, times = ranks.share(len(given), args.batch), (0.0, 0.5, 1.0)
-    made = ranks.gather_rows(reconstruct_images(model, given[mine.start : mine.stop], times, args.batch))
+    made = ranks.gather_rows(sampling.reconstruct_images(model, given[mine.start : mine.stop], times, args.batch))
     if made is not None:
         path = args.workdir / "samples" / f"reconstructions_{args.images}_n{len(made)}.npy"
         arrays.write_array(path, made)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_model import arrays, checkpoint, data, experiment, main, run_state, training
+from diffusion_model import arrays, checkpoint, data, experiment, main, run_state, sampling, training
 from diffusion_model.ema import Average
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -423,7 +423,7 @@ def test_samples_are_a_function_of_the_seed_whatever_the_batch(tmp_path, monkeyp
             pieces.append(x)
         states[batch] = torch.cat(pieces)
     assert torch.allclose(states[1], states[7], atol=1e-3)
-    assert np.array_equal(*(main.sample_images(model, seeds, "heun", levels, 4)[-1] for seeds in (range(4), [3])))
+    assert np.array_equal(*(sampling.sample_images(model, seeds, "heun", levels, 4)[-1] for seeds in (range(4), [3])))
 
 
 def test_eval_and_sample_of_a_finished_run(whole, tmp_path, monkeypatch, capsys):

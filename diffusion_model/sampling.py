@@ -1,0 +1,89 @@
+"""Images that a run makes: samples of a score model, reconstructions of a decoder, and the pictures of them while it trains.
+
+Image i of a sampling is a function of seed i alone, whatever the batch. Legend: N images, T times, C channels, H x W pixels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from diffusion_model import experiment, figures, trajectories
+from diffusion_model.samplers import SAMPLERS, edm_levels
+from diffusion_model.score_model import ScoreModel
+from diffusion_model.training import Trainer
+
+SHOWN = 16  # images of a picture drawn during training
+
+
+def draw(trainer: Trainer) -> None:
+    """samples/STEP.png: samples (mode none) or reconstructions (vae-*, ae-*); a drl mode has neither."""
+    if trainer.model.decoder is not None:
+        draw_reconstructions(trainer)
+    elif trainer.model.encoder is None:
+        draw_samples(trainer)
+
+
+@torch.no_grad()
+def draw_samples(trainer: Trainer) -> None:
+    """samples/STEP.png: images of the averaged weights, from the same noise at every step."""
+    live = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.model.load_state_dict(live | trainer.average.tensors)
+    trainer.model.eval()
+    pixels = sample_images(trainer.model, range(SHOWN), "heun", edm_levels(18, *trainer.model.sde.level_range()), SHOWN)
+    trainer.model.load_state_dict(live)
+    trainer.model.train()
+    figures.image_grid(pixels, 8, trainer.run / "samples" / f"step_{trainer.step:08d}.png")
+
+
+def draw_reconstructions(trainer: Trainer) -> None:
+    """samples/STEP.png: the first training images, and below each row what the decoder makes of their codes."""
+    given = np.array(trainer.split.images[:SHOWN])
+    trainer.model.eval()
+    made = reconstruct_images(trainer.model, given, [0.5], SHOWN)[:, 0]
+    trainer.model.train()
+    rows = [part for start in range(0, len(given), 8) for part in (given[start : start + 8], made[start : start + 8])]
+    figures.image_grid(np.concatenate(rows), 8, trainer.run / "samples" / f"step_{trainer.step:08d}.png")
+
+
+@torch.no_grad()
+def reconstruct_images(model: ScoreModel, given: np.ndarray, times: Sequence[float], batch: int) -> np.ndarray:
+    """uint8 images [N, T, C, H, W]: what the decoder of a vae-* or ae-* run makes of the mean codes of uint8 images."""
+    device, pieces = next(model.parameters()).device, []
+    for start in range(0, len(given), batch):
+        x0 = model.scaling.to_model(torch.from_numpy(np.array(given[start : start + batch])).to(device))
+        made = []
+        for time in times:
+            level = torch.full((len(x0),), model.std * trajectories.level_of(time), device=device)
+            made.append(model.scaling.to_pixels(model.reconstruct(level, model.encode(x0, torch.tensor(time)).mean)))
+        pieces.append(torch.stack(made, 1).cpu().numpy())
+    return np.concatenate(pieces) if pieces else np.empty((0, len(times), *model.shape), np.uint8)
+
+
+def sample_images(
+    model: ScoreModel,
+    seeds: Sequence[int],
+    sampler: str,
+    levels: torch.Tensor,
+    batch: int,
+    given: np.ndarray | None = None,
+) -> np.ndarray:
+    """uint8 images [N, C, H, W], one a seed; `given` images [N, C, H, W] give the codes of a run with an encoder.
+
+    Image i is a function of seed i, whatever the batch.
+    """
+    device = next(model.parameters()).device
+    pieces = []
+    for start in experiment.progress(range(0, len(seeds), batch), "sampling", "batches"):
+        chosen = seeds[start : start + batch]
+        x = levels[0].float() * experiment.sample_noise("start", chosen, model.shape).to(device)
+        denoise = model.denoise
+        if given is not None:
+            x0 = model.scaling.to_model(torch.from_numpy(np.array(given[start : start + batch])).to(device))
+
+            def denoise(x: torch.Tensor, level: torch.Tensor, x0: torch.Tensor = x0) -> torch.Tensor:
+                return model.denoise(x, level, model.encode(x0, model.time_of(level)).mean)
+
+        *_, x = SAMPLERS[sampler][0](denoise, x, levels)
+        pieces.append(model.scaling.to_pixels(x).cpu().numpy())
+    return np.concatenate(pieces) if pieces else np.empty((0, *model.shape), np.uint8)
