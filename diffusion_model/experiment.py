@@ -262,6 +262,9 @@ def override_field(config: ml_collections.ConfigDict, override: str) -> None:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = {"True": True, "False": False, "None": None}.get(text, text)
+    if isinstance(node, float) and isinstance(value, str):
+        with contextlib.suppress(ValueError):  # .0625 is no JSON
+            value = float(value)
     if isinstance(node, ml_collections.ConfigDict):
         raise UsageError(f"{name!r} is a section; its fields are {', '.join(node)}")
     if isinstance(node, float) and isinstance(value, int) and not isinstance(value, bool):

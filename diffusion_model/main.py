@@ -275,8 +275,8 @@ def estimate(record: dict[str, Any], split: data.Split) -> int:
         "data": f"{split.name}: {len(split):,} images {split.shape}, std {record['std']:.4f} in model space",
         "parameters": f"{parts}, in all {sum(cost.parameters.values()):,}",
         "arithmetic": f"{cost.flops:.3g} FLOPs in all: {cost.flops / 3.6e16:.3g} h at 10 TFLOP/s, {cost.flops / 3.6e14:.3g} h at 0.1",
-        "memory, estimated": f"{cost.memory / 2**20:,.0f} MB in float32 beside torch itself",
-        "disk, estimated": f"{cost.disk / 2**20:,.1f} MB of checkpoints",
+        "memory, estimated": f"{cost.memory / 1e6:,.0f} MB in float32, and about 500 MB for torch itself",
+        "disk, estimated": f"{cost.disk / 1e6:,.1f} MB of checkpoints",
         "steps": f"{-(-record['config']['training.images'] // record['config']['training.batch']):,}",
     }
     for name, fact in facts.items():

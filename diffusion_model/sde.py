@@ -9,9 +9,12 @@ Everything is float64; t runs from `eps` (where training starts) to 1.
 
 An SDE of one's own is a class with alpha and sigma in a file of its own, taken by --config.sde.name=FILE.py:CLASS:
 
+    import torch
+    from diffusion_model.sde import LinearSDE
+
     class Cosine(LinearSDE):
         def alpha(self, t):
-            return torch.cos(0.49 * torch.pi * t)
+            return torch.cos(0.49 * torch.pi * t)  # .5 would end at alpha 0, an infinite level
 
         def sigma(self, t):
             return torch.sin(0.49 * torch.pi * t)
@@ -246,7 +249,10 @@ def _class_of(name: str, expected: str | None) -> type[LinearSDE]:
     if not _is_process(kind):
         known = [key for key, value in vars(module).items() if _is_process(value) and value is not LinearSDE]
         kinds = nearest(wanted, known) if known else "it has none"
-        raise ValueError(f"sde.name {name}: {path} has no subclass of LinearSDE called {wanted!r}; {kinds}")
+        raise ValueError(
+            f"sde.name {name}: {path} has no subclass of LinearSDE called {wanted!r}; {kinds} "
+            "(write `from diffusion_model.sde import LinearSDE`)"
+        )
     if kind.__abstractmethods__:
         lacking = " and ".join(sorted(kind.__abstractmethods__))
         raise ValueError(f"sde.name {name}: {wanted} lacks {lacking}; expected alpha(t) and sigma(t) of its own")

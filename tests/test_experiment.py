@@ -207,6 +207,10 @@ def test_a_mistake_of_ours_shows_where(capsys):
 # Configurations
 
 
+def test_a_fraction_may_begin_with_its_point(config):
+    assert experiment.load_config(f"{config}:small", ["--config.train.rate=.0625"]).train.rate == 0.0625
+
+
 def test_overrides_keep_the_type_of_the_field(config):
     overrides = ["--config.train.steps=7", "--config.train.rate=1", "--config.train.mixup=True", "--config.name=7up",
                  "--config.train.widths=[3, 4]", "--config.train.stop=0.5"]  # fmt: skip
