@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from diffusion_model import arrays, board, data, experiment
+from diffusion_model import arrays, board, data, experiment, training
 
 GIB = 2**30
 LITTLE_MEMORY, LITTLE_DISK = 2 * GIB, 5 * GIB  # a small run; checkpoints and trajectories of one
@@ -52,7 +52,7 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings."""
     args = make_parser().parse_args(argv)
-    args.data = data.root(args.data)
+    args.data = Path(args.data or os.environ.get("DATA") or "data")
     findings = [finding for check in CHECKS for finding in examine(check, args)]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
@@ -137,8 +137,7 @@ def driver_version() -> str:
 
 def compilers(args: Any) -> Iterator[Finding]:
     """What torch.compile needs: a C++ compiler on a CPU, triton on a GPU."""
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    found = next((path for path in map(shutil.which, candidates) if path), None)
+    found = training.find_compiler("cpu")
     remedy = "for torch.compile: apt install g++, or set CXX to a compiler"
     yield Finding("ok", "compiler", found) if found else Finding("lack", "compiler", "no C++ compiler", remedy)
     if importlib.util.find_spec("triton"):
@@ -200,6 +199,10 @@ def read_text(path: str | Path) -> str:
 def disks(args: Any) -> Iterator[Finding]:
     """Room for data sets and runs, and whether they can be written."""
     for what, folder in (("data", args.data), ("workdir", args.workdir)):
+        if what == "data" and not folder.absolute().parent.is_dir():  # a mistyped folder is not made: data.root
+            found = f"{folder}: there is no folder {folder.parent} to hold it"
+            yield Finding("broken", what, found, "make it, or mend --data or $DATA")
+            continue
         there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         free = shutil.disk_usage(there).free
         found = f"{folder.absolute()}: {free / GIB:.1f} GiB free"

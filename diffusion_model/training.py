@@ -7,6 +7,8 @@ and the encoder's batch-norm statistics are those of one rank's share, or of one
 """
 
 import functools
+import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -77,6 +79,13 @@ def check_batch(training: Mapping[str, Any], mode: str, side: int) -> None:
         )
 
 
+def find_compiler(kind: str) -> str | None:
+    """What torch.compile calls on a device of this kind: a C++ compiler for "cpu", a C compiler for "cuda" (triton's)."""
+    variable, usual = ("CC", ("gcc", "clang")) if kind == "cuda" else ("CXX", ("g++",))
+    given = os.environ.get(variable)
+    return next((path for path in map(shutil.which, [given] if given else usual) if path), None)
+
+
 class Trainer:
     """Model, optimiser and average of one run; `advance` makes one step, `save` and `restore` carry them over.
 
@@ -105,19 +114,29 @@ class Trainer:
         self._hasten(training["precision"], training["compile"])
 
     def _hasten(self, precision: str, compilation: str) -> None:
-        """Precision of the networks' products and compilation; `auto` is bfloat16 and compiled on a GPU, neither on a CPU."""
+        """Precision of the networks' products and compilation; `auto` is bfloat16 and compiled on a GPU, neither on a CPU.
+
+        On a GPU without a C compiler `auto` compiles nothing, and what is said tells so.
+        """
         on_gpu = self.device.type == "cuda"
         if not on_gpu:
             experiment.keep_memory()
         if precision == "bfloat16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
             self.model.precision = torch.bfloat16
-        self.compiled = {"auto": "default" if on_gpu else "none"}.get(compilation, compilation)
+        able = find_compiler(self.device.type) is not None
+        self.compiled = {"auto": "default" if on_gpu and able else "none"}.get(compilation, compilation)
+        if self.compiled != "none" and not able:
+            raise ValueError(
+                f"training.compile {compilation} needs {'a C' if on_gpu else 'a C++'} compiler: apt install g++, set "
+                f"{'CC' if on_gpu else 'CXX'} to one, or take training.compile none"
+            )
         if self.compiled != "none":
             mode = {"default": None, "graphs": "reduce-overhead"}[self.compiled]
             for part in (self.model.encoder, self.model.net, self.model.decoder):
                 if part is not None:
                     part.compile(mode=mode, dynamic=False)
-        self.said.append(f"{str(self.model.precision).removeprefix('torch.')}, compilation {self.compiled}")
+        why = " (no C compiler was found)" if on_gpu and not able else ""
+        self.said.append(f"{str(self.model.precision).removeprefix('torch.')}, compilation {self.compiled}{why}")
 
     @property
     def total(self) -> int:

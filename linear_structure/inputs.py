@@ -50,6 +50,11 @@ def open_inputs(run: Path, params: Path, root: Path, step: int | None, device: t
     """Load both; other data, shapes and runs without an unconditional score are one sentence each."""
     record = checkpoint.read_run(run)
     model = checkpoint.load_score_model(run, step, device=device)
+    if model.decoder is not None:
+        raise ValueError(
+            f"{run} has model.mode {model.mode}: it reconstructs images and has no score to compare or to sample with; give "
+            "a run of configs/edm.py (mode none)"
+        )
     if model.encoder is not None:
         raise ValueError(
             f"{run} has model.mode {model.mode}: its score is conditioned on the code of a given image and there is no "

@@ -25,9 +25,10 @@ def make_data(root: Path, name: str = "dots", count: int = 240, seed: int = 0) -
     return data.open_split(name, "train", root)
 
 
-def make_run(folder: Path, split: data.Split, config: str = "configs/edm.py:smoke") -> Path:
+def make_run(folder: Path, split: data.Split, config: str = "configs/edm.py:smoke", mode: str | None = None) -> Path:
     """A run with freshly initialised weights."""
     flat = experiment.flatten(experiment.load_config(config)) | {"data.name": split.name}
+    flat |= {"model.mode": mode} if mode else {}
     scaling = data.scaling("unit", split)
     record = {
         "config": flat, "scaling": scaling.as_dict(), "shape": list(split.shape), "std": 0.3,

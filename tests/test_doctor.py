@@ -49,6 +49,14 @@ def test_a_machine_without_gpu_can_train(capsys, no_gpu, tmp_path):
     assert not list(tmp_path.iterdir())  # it changes nothing
 
 
+def test_a_mistyped_folder_of_data_is_a_finding_among_the_others(capsys, no_gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA", str(tmp_path / "mistyped" / "data"))
+    status, found, text = examined(capsys)
+    assert status == 1 and "make it, or mend --data or $DATA" in text
+    assert found["data"][0] == "broken" and f"there is no folder {tmp_path / 'mistyped'}" in found["data"][1]
+    assert {"torch", "memory", "synthetic16"} <= found.keys()
+
+
 def test_a_gpu_that_torch_cannot_use_is_broken(capsys, no_gpu, monkeypatch, tmp_path):
     driver = tmp_path / "version"
     driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57.02  Tue Jul 13 16:14:05 UTC 2021\n")

@@ -97,6 +97,7 @@ def test_mistakes_are_sentences(tmp_path, capsys) -> None:
     split = make_data(tmp_path / "data")
     folder, params = make_run(tmp_path / "run", split), tmp_path / "params"
     drl = make_run(tmp_path / "drl", split, "configs/drl.py:smoke")
+    vae = make_run(tmp_path / "vae", split, "configs/drl.py:smoke", "vae-l2")
     assert run(get_parameters.main, "dots", "gaussian", params) == 0
     cases = [
         (compare_scores.main, (folder, params, "--n", 1000), 1, "dots/test has 48 images"),
@@ -104,6 +105,7 @@ def test_mistakes_are_sentences(tmp_path, capsys) -> None:
         (compare_scores.main, (folder, params, "--level-min", 100), 2, "expected 0 < lowest < highest"),
         (compare_scores.main, (folder, tmp_path / "none"), 1, "get_parameters.py dots gaussian"),
         (compare_scores.main, (drl, params), 1, "no unconditional score"),
+        (compare_scores.main, (vae, params), 1, "vae-l2: it reconstructs images and has no score to"),
         (compare_scores.main, (folder, params, "--split", "tst"), 2, "nearest: test"),
         (plot_scores.main, (folder,), 1, "run `python linear_structure/compare_scores.py"),
         (plot_scores.main, (folder, "--pictures", 0), 2, "--pictures 0: expected at least 1"),

@@ -388,6 +388,20 @@ def test_samples_from_either_split_lie_beside_each_other(whole, capsys, tmp_path
     assert "--steps 1: expected at least 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("variable", [{}, {"CXX": "/no/such/compiler"}])
+def test_compiling_without_a_compiler_is_a_sentence(whole, tmp_path, monkeypatch, capsys, variable):
+    monkeypatch.setenv("DATA", str(whole.parent / "data"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
+    assert train(tmp_path / "run", "--config.training.compile=default") == 1
+    said = capsys.readouterr().err
+    assert "training.compile default needs a C++ compiler: apt install g++, set CXX to one" in said
+    assert "Traceback" not in said
+    assert train(tmp_path / "run", "--config.training.images=16") == 0  # the same folder, not compiled
+
+
 def test_mixup_without_an_encoder_is_refused(tmp_path, capsys):
     assert train(tmp_path / "run", "--config.model.mode=none", "--config.training.mixup=True") == 2
     assert "mixup mixes what the encoder sees, and model.mode none has no encoder" in capsys.readouterr().err
