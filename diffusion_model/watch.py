@@ -20,7 +20,7 @@ from typing import Any
 
 GRACE = 10.0  # seconds for the main thread to leave by itself once a rank has fallen
 HEAR = 3.0  # seconds to hear who fell, where an exception may only be the echo of another rank's end
-LEAVE = 30.0  # seconds the hub waits for the last goodbye
+LEAVE = 30.0  # seconds for the last goodbye, and for its answer
 # Seconds of silence before a probe, between probes, and the number of probes: for a machine that lost its power.
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
@@ -113,7 +113,8 @@ class Watch:
         self.link.settimeout(None)
         _keep_alive(self.link)
         _send(self.link, token=card["token"], rank=rank, name=name)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
 
     def _listen(self) -> None:
         fallen = None
@@ -181,3 +182,7 @@ class Watch:
         _send(self.link, say="done")
         with contextlib.suppress(OSError):
             self.link.shutdown(socket.SHUT_WR)
+        # `describe` can hold tensors. A daemon thread that frees one while the interpreter shuts down aborts the process,
+        # so the listener, which holds this object, must neither own the last reference nor outlive this call.
+        self.describe = str
+        self.listener.join(LEAVE)

@@ -39,7 +39,8 @@ def exchange(device: torch.device) -> None:
 def end(how: str) -> None:
     """A job of endless steps in which rank 1 dies, fails or is left waiting for at step 7."""
     with ranks.session(torch.device("cpu")):
-        print(f"pid {os.getpid()}", flush=True)
+        sys.stdout.write(f"pid {os.getpid()}\n")  # one write, whole beside the other rank's
+        sys.stdout.flush()
         step = 0
         ranks.describe(lambda: f"at step {step}: the last checkpoint is step 5")
         while True:
