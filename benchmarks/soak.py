@@ -6,8 +6,8 @@ a command that reaches its end before its kill is compared and starts from nothi
 file is compared: data, run, checkpoints, trajectories and moments byte for byte, metrics.jsonl but for its times.
 Exit status 1 names the first file that differs. The same command again goes on where it was interrupted.
 
-  python benchmarks/soak.py /tmp/soak
-  python benchmarks/soak.py /tmp/soak --kills 18 --seed 1
+  python benchmarks/soak.py WORKDIR
+  python benchmarks/soak.py WORKDIR --kills 18 --seed 1
 """
 
 import json

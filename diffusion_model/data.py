@@ -91,7 +91,7 @@ def canonical(name: str) -> str:
     if plain in ALIASES:
         return ALIASES[plain]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ValueError(f"data set name {name!r}: expected letters, digits, '.', '_' and '-'")
+        raise UsageError(f"data set name {name!r}: expected letters, digits, '.', '_' and '-'")
     return name.lower()
 
 
@@ -140,6 +140,11 @@ def check(images: np.ndarray, labels: np.ndarray, attributes: dict[str, int], wh
         low, high = int(labels[:, column].min()), int(labels[:, column].max())
         if low < 0 or high >= classes:
             raise ValueError(f"{what}: labels of {attribute!r} run from {low} to {high}, expected 0 to {classes - 1}")
+
+
+def is_prepared(name: str, root: Path | str | None = None) -> bool:
+    """Whether both splits of a data set lie in `root`."""
+    return _is_prepared(_root(root) / canonical(name))
 
 
 def _is_prepared(folder: Path) -> bool:

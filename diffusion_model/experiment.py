@@ -239,7 +239,7 @@ def _config_module(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # also a script that ends itself
         raise UsageError(f"{name} cannot be read as Python ({type(error).__name__}: {error})") from None
     if not hasattr(module, "PRESETS") or not hasattr(module, "get_config"):
         raise UsageError(f"{name} is no configuration file: expected PRESETS and get_config, as in configs/edm.py")

@@ -2,9 +2,10 @@
 
 One training step is carried out on tensors without content (torch's device "meta"): the products are counted, and the
 bytes that are kept for the way back. Nothing is computed and no memory is taken, so it works for any preset anywhere.
-Times follow from the arithmetic and a rate, which is the reader's to choose.
+Times on a GPU follow by a stated rule, which is an estimate: nothing of it has been measured.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from diffusion_model.score_model import ScoreModel
 
 KEPT_PER_WEIGHT = 4 * 5  # bytes: weight, gradient, Adam's two moments, average
 SAVED_PER_WEIGHT = 4 * 4  # bytes of a checkpoint: weight, two moments, average
+# The rule for one GPU: the arithmetic at this rate, but no step in less than this, whatever its size.
+GPU_FLOPS_PER_SECOND, GPU_SECONDS_PER_STEP = 20e12, 0.02
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,21 @@ class Footprint:
     """Of one run: sizes of its parts, FLOPs of its training steps, bytes while training in float32, bytes on disk."""
 
     parameters: dict[str, int]
+    steps: int
     flops: float  # of the whole run; a multiplication and an addition are two
     memory: int  # weights, optimiser, activations of one part of the batch; torch itself (about 0.5 GB) comes on top
     disk: int  # all the checkpoints that are kept
+
+    @property
+    def gpu_hours(self) -> float:
+        """Estimated hours on one GPU."""
+        return max(self.flops / GPU_FLOPS_PER_SECOND, self.steps * GPU_SECONDS_PER_STEP) / 3600
+
+
+def describe(config: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+    """What config.json would hold as far as sizes depend on it, for images [C, H, W] that need not be there."""
+    scaling = {"scale": [1 / 127.5] * shape[0], "shift": [-1.0] * shape[0]}
+    return {"config": config, "scaling": scaling, "shape": list(shape), "std": 0.5}
 
 
 def measure(record: dict[str, Any]) -> Footprint:
@@ -41,6 +56,7 @@ def measure(record: dict[str, Any]) -> Footprint:
     total = sum(parameters.values())
     return Footprint(
         parameters=parameters,
+        steps=-(-training["images"] // training["batch"]),
         flops=flops / part * training["images"],
         memory=KEPT_PER_WEIGHT * total + kept,
         disk=SAVED_PER_WEIGHT * total * record["config"]["logging.keep"],

@@ -44,6 +44,7 @@ from diffusion_model.objective import LEVELS, WEIGHTS
 from diffusion_model.precondition import PRECONDITIONS
 from diffusion_model.samplers import SAMPLERS, edm_levels
 from diffusion_model.score_model import MODES, ScoreModel
+from diffusion_model.sources import DATASETS
 
 GRID = 64  # images of a sample grid
 TERMS = ("score", "reconstruction", "kl", "l1")  # of the loss, as logged
@@ -128,8 +129,7 @@ def train(args: Any) -> int:
     config = experiment.flatten(experiment.load_config(args.config, args.overrides))
     check(config, args.config)
     if args.dry_run:
-        split = data.open_split(config["data.name"], "train", args.data)
-        return estimate(describe_run(config, split), split)
+        return estimate(config, args.data)
     with ranks.session(experiment.choose_device(args.device)) as device:
         split = data.open_split(config["data.name"], "train", args.data)
         record = describe_run(config, split)
@@ -265,22 +265,34 @@ def count(model: torch.nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in model.parameters()):,}"
 
 
-def estimate(record: dict[str, Any], split: data.Split) -> int:
-    """Print what a run would be: configuration, parameters, arithmetic, memory and disk."""
-    for name, value in record["config"].items():
-        print(f"{name:28} {value}")
+def estimate(config: dict[str, Any], root: Path | None) -> int:
+    """Print what a run would be: configuration, parameters, arithmetic, time, memory and disk.
+
+    A built-in data set need not be there: its shape is known.
+    """
+    name = data.canonical(config["data.name"])
+    if data.is_prepared(name, root) or name not in DATASETS:
+        split = data.open_split(name, "train", root)
+        record = describe_run(config, split)
+        found = f"{len(split):,} images {split.shape}, std {record['std']:.4f} in model space"
+    else:
+        record = footprint.describe(config, DATASETS[name].shape)
+        found = f"images {DATASETS[name].shape}; not prepared, run `python diffusion_model/prepare_data.py {name}`"
+    for field, value in record["config"].items():
+        print(f"{field:28} {value}")
     cost = footprint.measure(record)
-    parts = ", ".join(f"{name} {size:,}" for name, size in cost.parameters.items())
+    parts = ", ".join(f"{part} {size:,}" for part, size in cost.parameters.items())
     facts = {
-        "data": f"{split.name}: {len(split):,} images {split.shape}, std {record['std']:.4f} in model space",
+        "data": f"{name}: {found}",
         "parameters": f"{parts}, in all {sum(cost.parameters.values()):,}",
-        "arithmetic": f"{cost.flops:.3g} FLOPs in all: {cost.flops / 3.6e16:.3g} h at 10 TFLOP/s, {cost.flops / 3.6e14:.3g} h at 0.1",
+        "steps": f"{cost.steps:,}",
+        "arithmetic": f"{cost.flops:.3g} FLOPs in all",
+        "time, estimated": f"{cost.gpu_hours:.2g} h on one GPU, {cost.flops / 3.6e14:.3g} h at 0.1 TFLOP/s (two CPU cores)",
         "memory, estimated": f"{cost.memory / 1e6:,.0f} MB in float32, and about 500 MB for torch itself",
         "disk, estimated": f"{cost.disk / 1e6:,.1f} MB of checkpoints",
-        "steps": f"{-(-record['config']['training.images'] // record['config']['training.batch']):,}",
     }
-    for name, fact in facts.items():
-        print(f"{name:28} {fact}")
+    for fact, value in facts.items():
+        print(f"{fact:28} {value}")
     return 0
 
 

@@ -11,12 +11,21 @@ if [[ ! ${GPUS:-1} =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 
-# number VALUE [WHAT]: in shortest form (2e-4 -> 0.0002)
+# number VALUE WHAT: in shortest form (2e-4 -> 0.0002, 1.0 -> 1)
 number() {
     LC_ALL=C printf '%g' "$1" 2>/dev/null || {
-        echo "error: ${2:-learning rate} '$1': expected a number such as 2e-4" >&2
+        echo "error: $2 '$1': expected a number such as 2e-4" >&2
         return 2
     }
+}
+
+# truth VALUE WHAT: True or False, however it is written
+truth() {
+    case ${1,,} in
+        true | 1) echo True ;;
+        false | 0) echo False ;;
+        *) echo "error: $2 '$1': expected True or False" >&2; return 2 ;;
+    esac
 }
 
 # launcher: sets `command` to the Python that starts a command, or to torchrun where GPUS asks for several processes

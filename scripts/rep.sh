@@ -15,8 +15,8 @@ if [[ $# -gt 3 ]]; then
     exit 2
 fi
 dataset=$(canonical "${1:-synthetic}")
-widen=${2:-1}
-rate=$(number "${3:-2e-4}")
+widen=$(number "${2:-1}" WIDEN)
+rate=$(number "${3:-2e-4}" "learning rate")
 launcher
 
 found=0 failed=0

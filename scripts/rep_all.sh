@@ -7,10 +7,7 @@
 #
 # each in the modes probabilistic-drl and reg-drl: 516 runs, to runs/NAME/trajectories/.
 #
-#   --datasets A,B  --modes A,B  --widens A,B  --rates A,B  --seeds A,B   only these of the grid (default: all)
-#   --devices 0,1   GPUs by their number, or cpu (default: CUDA_VISIBLE_DEVICES, else all there are, else the CPU)
-#   --index K       only cell K, counted from 0 in the list of --dry-run; its output is shown here
-#   --dry-run       list the cells: number, state, step of the training, name
+# OPTIONS are those of run_all.sh, which its --help lists; the step that --dry-run shows is that of the training.
 #
 # What is encoded is skipped; a run that is not trained to its end, and a job that fails, are listed at the end, with
 # status 1. The output of a job goes to runs/.jobs/NAME.txt. The same command goes on with what is missing. GPUS=n gives

@@ -3,7 +3,7 @@
 # Defaults: synthetic none probabilistic-drl False 1 0, learning rate 2e-4. One device, or GPUS=n of them.
 # MODE is probabilistic-drl, reg-drl, noreg-drl, vae-l2, vae-bce, ae-l2, ae-bce or none, each with the preset of
 # configs/drl.py for the data set; a model to sample from is better trained with the presets of configs/edm.py.
-# The run is runs/DATASET_WIDEN_AUG_MODE_MIXUP_LR_SEED, with LR in shortest form (0.0002); the same command goes on with it.
+# The run is runs/DATASET_WIDEN_AUG_MODE_MIXUP_LR_SEED, numbers in shortest form (0.0002); the same command goes on with it.
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     sed -n '2,/^set /{/^# /s///p}' "${BASH_SOURCE[0]}"
@@ -25,7 +25,9 @@ defaults=(synthetic none probabilistic-drl False 1 0)
 values=("${arguments[@]}" "${defaults[@]:${#arguments[@]}}")
 
 dataset=$(canonical "${values[0]}")
-augmentation=${values[1]} mode=${values[2]} mixup=${values[3]} widen=${values[4]} seed=${values[5]}
+augmentation=${values[1]} mode=${values[2]} seed=${values[5]}
+mixup=$(truth "${values[3]}" MIXUP)
+widen=$(number "${values[4]}" WIDEN)
 rate=2e-4
 for option in "$@"; do
     case $option in
@@ -36,7 +38,7 @@ for option in "$@"; do
             exit 2 ;;
     esac
 done
-rate=$(number "$rate")
+rate=$(number "$rate" "learning rate")
 
 launcher
 "$PYTHON" "$ROOT/diffusion_model/prepare_data.py" "$dataset"

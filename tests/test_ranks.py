@@ -151,6 +151,7 @@ if does == "stuck":
 sys.stdin.readline()
 if does == "leave":
     member.close()
+    assert not member.listener.is_alive()
     if rank == 0:
         hub.close()
 """

@@ -143,6 +143,16 @@ def test_run_names_its_folder_after_the_learning_rate(clone):
     assert clone("run.sh", *"abcdefg")[0] == 2
 
 
+def test_one_setting_is_one_folder_however_it_is_written(clone):
+    _, commands, _, _ = clone("run.sh", "colored_mnist", "none", "reg-drl", "true", "1.0", "0")
+    assert "--workdir runs/colored_mnist_1_none_reg-drl_True_0.0002_0 " in commands[1]
+    (clone.project / "runs/colored_mnist_0.5_none_reg-drl_True_0.0002_0").mkdir(parents=True)
+    assert clone("rep.sh", "colored_mnist", ".50", "2e-4")[0] == 0
+    for arguments, sentence in ((["yes"], "MIXUP 'yes': expected True or False"), (["True", "wide"], "WIDEN 'wide'")):
+        status, commands, _, told = clone("run.sh", "colored_mnist", "none", "reg-drl", *arguments)
+        assert status == 2 and sentence in told and commands == []
+
+
 @pytest.mark.parametrize("option", ["model.mode=vae-l2", "encoder.widen=2", "seed=1", "data.name=mnist"])
 def test_run_takes_what_its_folder_is_named_after_as_an_argument(clone, option):
     """Behind the arguments it would train one thing in the folder of another."""
@@ -401,6 +411,8 @@ def test_submit_asks_slurm_for_what_is_not_done(clone):
     task = next(index for index, option in enumerate(options) if option.endswith("/task.sh"))
     assert options.index("--time=5") < task  # what follows the script's name is the task's
     assert options[task + 2 :] == ["run_all", *ONE, "--config.training.images=9"]
+    listed = clone("slurm/submit.sh", "run_all", *ONE, "--dry-run", "--time=5")[2]
+    assert [line.split()[0] for line in listed.splitlines()] == [numbers[1], numbers[3]]
     whole = clone("slurm/submit.sh", "run_all", "--datasets", "CIFAR100", "--seeds", "1")[2]
     assert whole.split()[0].count("-") == 3  # --array=FIRST-LAST
     set_states(clone, **{f"c{index}": "finished\t9\t9\t-" for index in range(4)})

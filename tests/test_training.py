@@ -420,6 +420,15 @@ def test_dry_run_prints_sizes_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_needs_no_data_of_a_known_shape(tmp_path, capsys):
+    arguments = ["--mode", "train", "--workdir", str(tmp_path / "run"), "--data", str(tmp_path / "data"), "--dry-run"]
+    assert main.main([*arguments, "--config", "configs/drl.py:celeba"]) == 0
+    said = capsys.readouterr().out
+    assert "images (3, 64, 64); not prepared" in said and "h on one GPU" in said and not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError, match="no data set 'mine'"):
+        main.main([*arguments, "--config", "configs/drl.py:celeba", "--config.data.name=mine"])
+
+
 def test_samples_are_a_function_of_the_seed_whatever_the_batch(tmp_path, monkeypatch):
     """Start noise bit-equal, states equal to 1e-3 at batch 1 and 7, and seed 3 alone is image 3 of many."""
     shape = (3, 16, 16)
