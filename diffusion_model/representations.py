@@ -63,11 +63,7 @@ def encode_run(args: Any, times: list[float], device: torch.device) -> None:
             f"{args.run} has model.mode none and no encoder: train one with --config configs/drl.py:PRESET"
         )
     for split_name in args.splits:
-        split = data.open_split(record["data"]["name"], split_name, args.data)
-        if split_name == "train" and split.hash != record["data"]["hash"]:
-            raise ValueError(
-                f"{args.run} was trained on other images than those of {split.name} here (the hashes differ)"
-            )
+        split = data.open_split_of(record, split_name, args.data)
         split = dataclasses.replace(split, images=split.images[: args.limit], labels=split.labels[: args.limit])
         for source in args.sources:
             encode_split(args, model, record, split, source, times)

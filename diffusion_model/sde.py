@@ -40,6 +40,9 @@ import torch
 from diffusion_model.experiment import ROOT, nearest
 
 
+HIGHEST = 1e5  # level of a user's process: float32 images x0 + level noise keep two digits of x0
+
+
 class LinearSDE(ABC):
     """alpha and sigma, from which all else is derived; an entry with closed forms gives those in place."""
 
@@ -291,6 +294,11 @@ def _check(process: LinearSDE, name: str) -> None:
             fault = "sigma / alpha does not grow" if what == "diffusion" else f"{what} is {found:g}"
             wanted = "growth" if what == "diffusion" else "finite numbers above 0"
             raise ValueError(f"sde.name {name}: {fault} at t = {where:g}; expected {wanted} all the way from eps to 1")
+    highest = process.level_range()[1]
+    if highest > HIGHEST:
+        raise ValueError(
+            f"sde.name {name}: sigma / alpha is {highest:g} at t = 1; expected at most {HIGHEST:g}, let alpha end above 0"
+        )
 
 
 def _evaluate(process: LinearSDE, what: str, t: torch.Tensor, name: str) -> torch.Tensor:

@@ -35,7 +35,7 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, prog="compare_scores.py")
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", default=inputs.RUN, help="a run of mode none")
     parser.add_argument("params", metavar="PARAMS", type=Path, nargs="?", default=inputs.PARAMS, help="its statistics")
-    parser.add_argument("--n", type=AtLeast(2), default=512, help="images, drawn by a fixed seed")
+    parser.add_argument("--n", type=AtLeast(2), help="images, drawn by a fixed seed (default: 512, or all there are)")
     parser.add_argument("--split", default="test", choices=data.SPLITS, help="which images")
     parser.add_argument("--levels", type=AtLeast(2), default=16, help="number of levels, even in the logarithm")
     parser.add_argument("--level-min", type=float, default=0.02, help="lowest level, in model space")
@@ -58,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--level-min {args.level_min} and highest level {high}: expected 0 < lowest < highest"
         )
     split = given.split(args.split)
-    if args.n > len(split):
-        raise ValueError(f"--n {args.n}: {split.name}/{split.split} has {len(split)} images")
+    n = min(512, len(split)) if args.n is None else args.n
+    if n > len(split):
+        raise ValueError(f"--n {n}: {split.name}/{split.split} has {len(split)} images")
     folder = args.run / "scores"
-    protocol = given.protocol | {"split": split.split, "images": split.hash, "n": args.n, "noise": "fixed an image"}
+    protocol = given.protocol | {"split": split.split, "images": split.hash, "n": n, "noise": "fixed an image"}
     levels = [float(f"{level:.6g}") for level in np.geomspace(args.level_min, high, args.levels)]
     missing = [level for level in levels if not is_there(folder, level, protocol)]
-    rows = torch.randperm(len(split), generator=experiment.generator("scores"))[: args.n].numpy()
+    rows = torch.randperm(len(split), generator=experiment.generator("scores"))[:n].numpy()
     failed = []
     for level in experiment.progress(missing, "scores", "level"):
         try:

@@ -177,6 +177,7 @@ def test_a_file_is_found_from_here_and_known_by_its_hash(tmp_path, monkeypatch):
         (COSINE.replace("reach: float = 0.49", "far: float"), "Cosine", "cannot be made from the section sde (TypeError"),
         (COSINE.replace("torch.cos", "-torch.cos"), "Cosine", "alpha is -1 at t = 1e-05; expected finite numbers above 0"),
         (COSINE.replace("0.49", "0.51"), "Cosine", "alpha is -0."),
+        (COSINE.replace("0.49", "0.5"), "Cosine", "sigma / alpha is 1.63312e+16 at t = 1; expected at most 100000"),
         (COSINE.replace("torch.sin(", "torch.sqrt(0.5 - "), "Cosine", "sigma is nan at t = "),
         (COSINE.replace("torch.sin(", "torch.exp(-2 * "), "Cosine", "sigma / alpha does not grow at t = "),
         (COSINE.replace("torch.sin(self.reach * math.pi * t)", "1.0"), "Cosine", "sigma(t) gives float for t float64"),
