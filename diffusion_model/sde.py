@@ -39,7 +39,6 @@ import torch
 
 from diffusion_model.experiment import ROOT, nearest
 
-
 HIGHEST = 1e5  # level of a user's process: float32 images x0 + level noise keep two digits of x0
 
 
