@@ -170,8 +170,8 @@ class Sweep:
         The plain solver's cell comes first, for every other is measured against it; ranks share the others.
         """
         missing = [tuple(cell) for cell in ranks.from_first([cell for cell in cells if not self.is_there(*cell)])]
-        order = SAMPLERS[self.protocol["sampler"]][1]
-        work = sum(order * (self.protocol["steps"] - skip) * len(self.seeds) for _, skip in missing)
+        each = [evaluations(self.protocol["sampler"], self.levels[skip:]) for _, skip in missing]
+        work = sum(each) * len(self.seeds)
         if missing and ranks.first():
             print(f"{self.folder}: {len(missing)} of {len(cells)} cells to make, {work:,} evaluations", file=sys.stderr)
 

@@ -76,8 +76,9 @@ def test_solvers_converge_to_the_teleport_at_their_order(sampler: str, order: in
         levels = edm_levels(steps, level_min=0.05, level_max=10.0)[:-1]
         *_, end = SAMPLERS[sampler][0](gaussian.denoise, x, levels)
         errors.append(float((end - gaussian.teleport(x, levels[0], levels[-1])).norm()))
+    gained = sampler.startswith("unipc")  # by its corrector, until the error of its first step is the largest
     for coarse, fine in itertools.pairwise(errors):
-        assert coarse / fine == pytest.approx(2**order, rel=0.15)
+        assert coarse / fine == pytest.approx(2 ** (order + gained), rel=0.15)
 
 
 def test_skipping_by_teleport_changes_a_gaussian_sample_by_the_solvers_error_only() -> None:
