@@ -3,7 +3,7 @@
 The configuration of the DRL paper: images of 32 x 32, probabilistic encoder WRN-28-2, NCSN++ of 16 features, VE noise,
 lr 2e-4, on the images of Synthetic. Each contender is a process of its own with its own model; the rounds alternate
 between them, one works at a time, and ratios are taken round by round. --curve trains each from scratch without
-warm-up and compares the losses window by window, in units of their noise.
+warm-up and compares the losses window by window, in units of their noise. --profile says what a step's time is made of.
 
     python benchmarks/train_step.py --original DIR                   # images a second, and how many times the original's
     python benchmarks/train_step.py --original DIR --curve 120       # the loss curves as well
@@ -36,6 +36,15 @@ OURS = {
     "bfloat16 compiled": ("bfloat16", "default"),
 }
 ORIGINAL = "original"
+# kind of work: what the names of its operators hold, first fit; the rest is activations, additions and copies
+KINDS = {
+    "optimiser": ("adam", "foreach"),
+    "convolutions": ("conv",),
+    "compiled kernels": ("cpp_fused", "triton"),
+    "normalisation": ("norm",),
+    "matrix products": ("mm", "attention"),
+    "random numbers": ("normal_", "random", "dropout", "uniform_"),
+}
 
 
 def make_parser() -> experiment.Parser:
@@ -47,6 +56,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--rounds", type=AtLeast(1), default=9, help="rounds of timing")
     parser.add_argument("--steps", type=AtLeast(1), default=2, help="steps a round")
     parser.add_argument("--curve", type=AtLeast(0), default=0, help="steps of the loss curves (0: none)")
+    parser.add_argument("--profile", action="store_true", help="the share of each kind of work in a step's time")
     parser.add_argument("--threads", type=AtLeast(1), default=2, help="of a CPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
@@ -72,14 +82,23 @@ def main_(argv: Sequence[str] | None = None) -> int:
         for _ in range(args.rounds):
             for name, worker in workers.items():
                 seconds[name].append(worker.ask(args.steps)["seconds"] / args.steps)
+        shares = {name: worker.ask("profile") for name, worker in workers.items()} if args.profile else {}
     finally:
         for worker in workers.values():
             worker.close()
     report(seconds, args.batch)
     if curves:
         compare(curves)
+    for name, kinds in shares.items():
+        print(f"{name:20} " + ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items()))
     if args.out:
-        content = {"environment": experiment.environment(), "batch": args.batch, "seconds": seconds, "losses": curves}
+        content = {
+            "environment": experiment.environment(),
+            "batch": args.batch,
+            "seconds": seconds,
+            "losses": curves,
+            "shares": shares,
+        }
         arrays.write_json(args.out, content)
     return 0
 
@@ -112,7 +131,7 @@ def compare(curves: dict[str, list[float]], windows: int = 6) -> None:
 
 
 class Worker:
-    """A process that is one contender: `ask(n)` makes n steps and gives {"seconds", "losses"}."""
+    """A process that is one contender: `ask(n)` makes n steps and gives {"seconds", "losses"}, `ask("profile")` shares."""
 
     def __init__(self, name: str, args: Any) -> None:
         options = [f"--batch={args.batch}", f"--threads={args.threads}", f"--device={args.device}"]
@@ -131,8 +150,8 @@ class Worker:
             env=environment, cwd=folder,
         )  # fmt: skip
 
-    def ask(self, steps: int) -> dict[str, Any]:
-        """Make so many steps."""
+    def ask(self, steps: int | str) -> dict[str, Any]:
+        """Make so many steps, or profile one."""
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
@@ -149,10 +168,25 @@ class Worker:
 def serve(step: Callable[[], float]) -> int:
     """Make as many steps as each line of the input asks for, and answer with their time and losses."""
     for line in sys.stdin:
+        if line.strip() == "profile":
+            print(json.dumps(profile(step)), flush=True)
+            continue
         started = time.perf_counter()
         losses = [float(step()) for _ in range(int(line))]
         print(json.dumps({"seconds": time.perf_counter() - started, "losses": losses}), flush=True)
     return 0
+
+
+def profile(step: Callable[[], float]) -> dict[str, float]:
+    """Share of each kind of work in the operators' own time of one step, largest first."""
+    with torch.profiler.profile() as seen:
+        step()
+    times: dict[str, float] = {}
+    for entry in seen.key_averages():
+        own = entry.self_device_time_total or entry.self_cpu_time_total
+        kind = next((kind for kind, names in KINDS.items() if any(name in entry.key.lower() for name in names)), "rest")
+        times[kind] = times.get(kind, 0.0) + own
+    return {kind: times[kind] / sum(times.values()) for kind in sorted(times, key=times.get, reverse=True)}
 
 
 def make_step(args: Any) -> Callable[[], float]:
