@@ -14,6 +14,7 @@ in half precision. Under torchrun the ranks share the work of train, eval and sa
 """
 
 import contextlib
+import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ from diffusion_model.experiment import AtLeast
 from diffusion_model.layers import EMBEDDINGS
 from diffusion_model.objective import LEVELS, WEIGHTS
 from diffusion_model.precondition import PRECONDITIONS
-from diffusion_model.samplers import SAMPLERS, edm_levels
+from diffusion_model.samplers import GRIDS, SAMPLERS, Churn, make_levels
 from diffusion_model.score_model import MODES, ScoreModel
 from diffusion_model.sources import DATASETS
 
@@ -96,6 +97,18 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--n", type=AtLeast(1), default=GRID, help="sample: number of images")
     parser.add_argument("--steps", type=AtLeast(2), default=18, help="sample: solver steps")
     parser.add_argument("--sampler", default="heun", choices=tuple(SAMPLERS), help="sample: solver")
+    parser.add_argument("--grid", default="edm", choices=tuple(GRIDS), help="sample: how the levels are spaced")
+    parser.add_argument(
+        "--churn", type=AtLeast(0.0), default=0.0, help="sample: S_churn of EDM's stochastic sampler (heun)"
+    )
+    parser.add_argument(
+        "--churn-levels",
+        type=AtLeast(0.0),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="sample: S_min, S_max (default: all levels)",
+    )
+    parser.add_argument("--churn-noise", type=AtLeast(0.0), default=1.0, help="sample: S_noise")
     parser.add_argument(
         "--seed-base", type=int, default=0, help="sample: seed of the first image, the next has the next"
     )
@@ -298,6 +311,7 @@ def estimate(config: dict[str, Any], root: Path | None) -> int:
 
 def sample(args: Any, device: torch.device) -> int:
     """Draw images from a run; reconstruct given ones with a run that has a decoder. Ranks share the images."""
+    churn = churn_of(args)
     model = checkpoint.load_score_model(args.workdir, device=device)
     given = None
     if model.encoder is not None:
@@ -310,19 +324,44 @@ def sample(args: Any, device: torch.device) -> int:
         raise experiment.UsageError(f"{args.workdir} has model.mode none and takes no --images")
     if model.decoder is not None:
         return save_reconstructions(args, model, given)
-    levels = edm_levels(args.steps, *model.sde.level_range())
+    levels = make_levels(args.grid, model.sde, args.steps)
     count = args.n if given is None else len(given)
     mine = ranks.share(count, args.batch)
     seeds = range(args.seed_base, args.seed_base + count)[mine.start : mine.stop]
     chosen = None if given is None else given[mine.start : mine.stop]
-    pixels = ranks.gather_rows(sampling.sample_images(model, seeds, args.sampler, levels, args.batch, chosen))
+    pixels = ranks.gather_rows(sampling.sample_images(model, seeds, args.sampler, levels, args.batch, chosen, churn))
     codes = "" if given is None else f"_{args.images}"
-    name = f"{args.sampler}{args.steps}_seed{args.seed_base}{codes}_n{count}"
+    name = f"{solver_name(args)}_seed{args.seed_base}{codes}_n{count}"
     if pixels is not None:
         arrays.write_array(args.workdir / "samples" / f"{name}.npy", pixels)
         shown = figures.image_grid(pixels[:GRID], 8, args.workdir / "samples" / f"{name}.png")
         print(f"{len(pixels)} images at step {model.step}: {shown.with_suffix('.npy')}, {shown}")
     return 0
+
+
+def churn_of(args: Any) -> Churn | None:
+    """EDM's churn as the options have it, None without; a UsageError where it cannot be."""
+    if not args.churn:
+        if args.churn_levels or args.churn_noise != 1:
+            raise experiment.UsageError("--churn-levels and --churn-noise say how to churn: pass --churn, above 0, too")
+        return None
+    if args.sampler != "heun":
+        raise experiment.UsageError(f"--sampler {args.sampler} is deterministic: --churn goes with --sampler heun")
+    low, high = args.churn_levels or (0.0, math.inf)
+    if low > high:
+        raise experiment.UsageError(f"--churn-levels {low:g} {high:g}: expected the lower one first")
+    return Churn(args.churn, low, high, args.churn_noise)
+
+
+def solver_name(args: Any) -> str:
+    """What names the samples of a solver: heun18, unipc-bh1-18, heun18_log, heun18_churn40-0.05-50-1.003."""
+    name = f"{args.sampler}{'-' if args.sampler[-1].isdigit() else ''}{args.steps}"
+    name += "" if args.grid == "edm" else f"_{args.grid}"
+    if args.churn:
+        name += "_churn" + "-".join(
+            f"{value:g}" for value in (args.churn, *(args.churn_levels or ()), args.churn_noise)
+        )
+    return name
 
 
 def save_reconstructions(args: Any, model: ScoreModel, given: np.ndarray) -> int:

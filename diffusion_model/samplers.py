@@ -12,8 +12,9 @@ h = ln(level / following)
 
 with a polynomial in D through the evaluations made so far (Lu et al. 2022, DPM-Solver++; Zhao et al. 2023, UniPC). With D
 constant this is x following / level + (1 - following / level) D: DDIM, and in our coordinate Euler. In a last step to 0
-h is infinite and no polynomial serves. There the step is the limit of DDIM, D itself: "denoise at the last level", and the
-degree falls towards it, for the steps before are long in lambda. `lower_final` says so (True) or not (False) of any grid.
+h is infinite and no polynomial serves. There the step is the limit of DDIM, D itself: "denoise at the last level". The
+degree falls towards the last step on a grid that ends at 0, for the steps before are long in lambda, and on one of fewer
+than 10 steps (the rule of DPM-Solver's code); `lower_final` says of any grid that it does (True) or does not (False).
 """
 
 import functools
@@ -208,7 +209,7 @@ def unipc(
 def _reach(grid: Sequence[float], order: int, lower_final: bool | None) -> list[int]:
     """How many evaluations each step's polynomial goes through: as many as there are, up to the order; 1 in a step to 0."""
     steps = len(grid) - 1
-    lower = grid[-1] == 0 if lower_final is None else lower_final
+    lower = grid[-1] == 0 or steps < 10 if lower_final is None else lower_final
     reach = [min(order, step + 1, steps - step if lower else order) for step in range(steps)]
     return [1 if level == 0 else count for count, level in zip(reach, grid[1:], strict=True)]
 

@@ -3,13 +3,14 @@
 Image i of a sampling is a function of seed i alone, whatever the batch. Legend: N images, T times, C channels, H x W pixels.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from diffusion_model import experiment, figures, trajectories
-from diffusion_model.samplers import SAMPLERS, edm_levels
+from diffusion_model.samplers import SAMPLERS, Churn, edm_levels
 from diffusion_model.score_model import ScoreModel
 from diffusion_model.training import Trainer
 
@@ -67,10 +68,11 @@ def sample_images(
     levels: torch.Tensor,
     batch: int,
     given: np.ndarray | None = None,
+    churn: Churn | None = None,
 ) -> np.ndarray:
     """uint8 images [N, C, H, W], one a seed; `given` images [N, C, H, W] give the codes of a run with an encoder.
 
-    Image i is a function of seed i, whatever the batch.
+    Image i is a function of seed i, whatever the batch, also with `churn` (the sampler "heun" alone).
     """
     device = next(model.parameters()).device
     pieces = []
@@ -84,6 +86,13 @@ def sample_images(
             def denoise(x: torch.Tensor, level: torch.Tensor, x0: torch.Tensor = x0) -> torch.Tensor:
                 return model.denoise(x, level, model.encode(x0, model.time_of(level)).mean)
 
-        *_, x = SAMPLERS[sampler][0](denoise, x, levels)
+        noise = functools.partial(churn_noise, chosen, model.shape)
+        options = {} if churn is None else {"churn": churn, "noise": noise}
+        *_, x = SAMPLERS[sampler].run(denoise, x, levels, **options)
         pieces.append(model.scaling.to_pixels(x).cpu().numpy())
     return np.concatenate(pieces) if pieces else np.empty((0, *model.shape), np.uint8)
+
+
+def churn_noise(seeds: Sequence[int], shape: Sequence[int], step: int) -> torch.Tensor:
+    """Noise [B, *shape] that churn adds before a step: row i is a function of (seeds[i], step) alone."""
+    return experiment.sample_noise(["churn", step], seeds, shape)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_model import samplers
+from diffusion_model import experiment, main, samplers
 from diffusion_model.experiment import sample_noise
 from diffusion_model.sde import SDES
 
@@ -84,6 +84,15 @@ def test_lowering_the_last_steps_costs_unipc_its_order_on_a_grid_that_ends_high(
     )
 
 
+def test_the_last_steps_are_lowered_where_the_grid_is_short_or_ends_at_0():
+    whole = samplers.edm_levels(12, 0.01, 10.0)
+    for levels, lowered in ((whole, True), (whole[4:], True), (whole[:-1], False), (whole[4:-1], True)):
+        chosen, yes, no = (
+            last(samplers.unipc(denoise, starts(3), levels, lower_final=lower)) for lower in (None, True, False)
+        )
+        assert (chosen.equal(yes), chosen.equal(no)) == (lowered, not lowered)
+
+
 def test_first_order_unipc_without_corrector_is_ddim_is_euler_is_the_exponential_step():
     x, levels = starts(5), samplers.edm_levels(9, 0.01, 10.0)
     plain = samplers.unipc(denoise, x, levels, order=1, corrector=False)
@@ -148,7 +157,7 @@ def test_a_polynomial_denoiser_is_solved_exactly():
 
     levels = torch.tensor([9.0, 6.0, 4.0, 3.0, 1.0], dtype=torch.float64)
     # e^-u integrals of D with lambda = -ln level: y = (1, 2, 3) against 1, lambda, lambda^2 has x = 5 - 4 lambda + 3 lambda^2
-    states = list(samplers.unipc(known, starts(2), levels))
+    states = list(samplers.unipc(known, starts(2), levels, lower_final=False))
     for now, following, level, after in zip(states[2:], states[3:], levels[2:], levels[3:], strict=False):
         particular = [5 - 4 * -value.log() + 3 * value.log() ** 2 for value in (level, after)]
         torch.testing.assert_close(following - particular[1], (now - particular[0]) * after / level, atol=1e-11, rtol=0)
@@ -469,3 +478,43 @@ def test_each_sampler_on_each_grid_lands_near_the_flow(name, grid):
     levels = samplers.make_levels(grid, SDES["vp"](), 60, 0.02, 30.0)
     error = (last(samplers.SAMPLERS[name].run(denoise, x, levels)) - flow(x, levels[0], 0.0)).abs().max().item()
     assert error < (0.6 if name == "euler" else 0.1)
+
+
+def command(*argv):
+    """Exit status of main.py."""
+    with pytest.raises(SystemExit) as stop:
+        experiment.launch(main.main, [str(entry) for entry in argv])
+    return stop.value.code
+
+
+def test_the_command_samples_with_solvers_grids_and_churn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    options = ("--workdir", tmp_path / "run", "--device", "cpu")
+    preset = ("--config", "configs/edm.py:smoke", "--config.training.images=16", "--config.training.batch=8")
+    assert command("--mode", "train", *options, *preset) == 0
+    sample = ("--mode", "sample", *options, "--n", 2, "--steps", 3)
+    assert command(*sample) == 0
+    for name, grid in (("dpmpp-2m", "log"), ("unipc-bh1", "time")):
+        assert command(*sample, "--sampler", name, "--grid", grid) == 0
+    churn = ("--churn", 2, "--churn-levels", 0.05, 50, "--churn-noise", 1.003)
+    assert command(*sample, *churn, "--n", 3, "--batch", 2) == 0
+    assert command(*sample, *churn, "--seed-base", 2, "--n", 1) == 0
+    made = {path.stem: np.load(path, allow_pickle=False) for path in (tmp_path / "run" / "samples").glob("*3*.npy")}
+    assert made.keys() == {
+        "heun3_seed0_n2", "dpmpp-2m3_log_seed0_n2", "unipc-bh1-3_time_seed0_n2",
+        "heun3_churn2-0.05-50-1.003_seed0_n3", "heun3_churn2-0.05-50-1.003_seed2_n1",
+    }  # fmt: skip
+    first, alone = (made[f"heun3_churn2-0.05-50-1.003_{rest}"] for rest in ("seed0_n3", "seed2_n1"))
+    assert np.array_equal(first[2], alone[0])
+    assert not np.array_equal(first[:2], made["heun3_seed0_n2"])
+    capsys.readouterr()
+    for wrong, sentence in (
+        (("--sampler", "unipc-bh1", "--churn", 2), "--sampler unipc-bh1 is deterministic: --churn goes with --sampler heun"),
+        (("--churn-noise", 1.003), "say how to churn: pass --churn, above 0, too"),
+        (("--churn", 2, "--churn-levels", 3, 1), "--churn-levels 3 1: expected the lower one first"),
+        (("--churn", -1), "--churn -1.0: expected at least 0"),
+        (("--sampler", "dpmpp"), "nearest: dpmpp-2m"),
+        (("--grid", "lin"), "--grid: 'lin' is not known"),
+    ):  # fmt: skip
+        assert command(*sample, *wrong) == 2
+        assert sentence in capsys.readouterr().err

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from diffusion_model import checkpoint, experiment, main, sampling, training
+from diffusion_model import checkpoint, experiment, samplers, sampling, training
 from diffusion_model.sde import SDES, LinearSDE, fingerprint, from_config
 
 COSINE = """
@@ -217,7 +217,7 @@ def test_a_run_of_ones_own_process_trains_loads_and_samples(tmp_path, monkeypatc
     model = checkpoint.load_score_model(run)
     ends = model.sde.level_range()
     assert ends == pytest.approx((math.tan(0.49 * math.pi * 1e-5), math.tan(0.49 * math.pi)))
-    pixels = sampling.sample_images(model, range(2), "heun", main.edm_levels(4, *ends), 2)
+    pixels = sampling.sample_images(model, range(2), "heun", samplers.edm_levels(4, *ends), 2)
     assert pixels.shape == (2, 3, 16, 16)
     (tmp_path / "cosine.py").write_text(COSINE + "\n")
     with pytest.raises(ValueError, match="has changed since the run began"):

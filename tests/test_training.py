@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_model import arrays, checkpoint, data, experiment, main, run_state, sampling, training
+from diffusion_model import arrays, checkpoint, data, experiment, main, run_state, samplers, sampling, training
 from diffusion_model.ema import Average
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -437,12 +437,14 @@ def test_samples_are_a_function_of_the_seed_whatever_the_batch(tmp_path, monkeyp
         assert torch.equal(together[seed], experiment.sample_noise("start", [seed], shape)[0])
     assert train(tmp_path / "run", config="configs/edm.py:smoke") == 0
     model = checkpoint.load_score_model(tmp_path / "run")
-    levels = main.edm_levels(5)
+    levels = samplers.edm_levels(5)
     states = {}
     for batch in (1, 7):
         pieces = []
         for start in range(0, 7, batch):
-            *_, x = main.SAMPLERS["heun"][0](model.denoise, levels[0].float() * together[start : start + batch], levels)
+            *_, x = samplers.SAMPLERS["heun"][0](
+                model.denoise, levels[0].float() * together[start : start + batch], levels
+            )
             pieces.append(x)
         states[batch] = torch.cat(pieces)
     assert torch.allclose(states[1], states[7], atol=1e-3)
