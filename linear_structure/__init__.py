@@ -3,6 +3,10 @@
 Nothing here is imported by the other folders; what it shares with them lies in files.
 
     gaussian    N(mu, U diag(lambdas) U^T + rest): fit, score, denoise, teleport, save, load; isotropic = rank 0
+    diagonal    a Gaussian of independent pixels or spatial frequencies
+    mixture     Gaussian mixture, one Gaussian a class, the training images as points
+    clusters    images -> mixture: k-means++, EM, classes
+    flow        the contract of all of them; flows without a formula, integrated; Teleport: the jump before any denoiser
     inputs      a run and the statistics of its data, checked against each other
     intervals   delete-one-block jackknife of a Frechet distance and of its paired change
 

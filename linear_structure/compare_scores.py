@@ -118,12 +118,13 @@ def compare(
         chosen = [int(row) for row in rows[start : start + batch]]
         x0 = scaling.to_model(torch.from_numpy(np.array(images[chosen])).to(device))
         x = x0 + level * experiment.sample_noise("scores", chosen, x0.shape[1:]).to(device)
-        neural = denoise(x, torch.tensor(level, device=device))
+        given = torch.tensor(level, device=device)  # one level, rounded alike, for the network and the closed forms
+        neural = denoise(x, given)
         if not torch.isfinite(neural).all():
             raise FloatingPointError("the network's denoiser gave NaN or infinite values")
         size, whole = squares(neural - x), squares(neural)
         spread += float(squares(neural - mu.reshape(x.shape[1:]).to(neural)).sum())
-        found = {name: form.denoise(x, level) for name, form in forms.items()}
+        found = {name: form.denoise(x, given) for name, form in forms.items()}
         for name, denoised in found.items():
             difference = squares(neural - denoised)
             residual[name] += float(difference.sum())

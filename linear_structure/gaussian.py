@@ -7,18 +7,22 @@ eigenvectors and each variance v becomes v + s^2. Along an eigenvector of varian
     denoiser    r v / (v + s^2)                            (the Wiener filter)
     flow        r sqrt((v + b^2) / (v + a^2))              from level a to level b: d ln r / ds = s / (v + s^2)
 
-(Wang & Vastola 2023, section 3; in the coordinate x / alpha this holds for every linear SDE.) Each is
+    log density -(r^2 / (v + s^2) + ln(2 pi (v + s^2))) / 2, summed over all directions, in nats
+
+(Wang & Vastola 2023, section 3; in the coordinate x / alpha this holds for every linear SDE.) The first three are
 mu + o r + U diag(i - o) U^T r with `o` the factor at v = rest and `i` at v = lambdas: two thin products, never a D x D matrix.
-Rank 0 is the isotropic Gaussian: rest = 0 "mean only", rest = tr / D "mean and variance".
+Rank 0 is the isotropic Gaussian: rest = 0 "mean only", rest = tr / D "mean and variance". A direction of variance 0 has a
+score and a density at levels above 0 alone.
 
 On disk the statistics are those of uint8 pixels, so that one folder serves every run; `mapped` takes them to a run's model
 space. A common scale only scales `lambdas`. Scales that differ by channel, S, turn the covariance into S U diag(lambdas)
 U^T S, whose eigenvectors are others: they follow exactly from the thin factor S U diag(sqrt(lambdas)) [D, R] by a singular
 value decomposition, so neither the D x D covariance nor the images are needed again.
 
-Dimensions: B batch, D = C*H*W, R rank. Decompositions are in float64, products in the precision of x.
+Dimensions: B batch, D = C*H*W, R rank. Decompositions and log densities are in float64, products in the precision of x.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +66,7 @@ class Gaussian:
             variance = self.rest + self.U.square() @ (self.lambdas - self.rest)
         self.variance = torch.as_tensor(variance, dtype=torch.float64)
         self.meta = dict(meta or {})
-        self._cast = {}
+        self._means, self._bases = {}, {}
 
     @property
     def dimension(self) -> int:
@@ -101,12 +105,7 @@ class Gaussian:
 
     def mapped(self, scaling: Scaling, shape: tuple[int, int, int]) -> "Gaussian":
         """This Gaussian of uint8 pixels [C, H, W] in the model space of `scaling`; `rest` keeps the trace."""
-        scale, shift = (
-            torch.as_tensor(value, dtype=torch.float64).expand(shape[0]).repeat_interleave(shape[1] * shape[2])
-            for value in (scaling.scale, scaling.shift)
-        )
-        if len(scale) != self.dimension:
-            raise ValueError(f"statistics of {self.dimension} pixels, expected {len(scale)} for images {list(shape)}")
+        scale, shift = per_pixel(scaling, shape, self.dimension)
         variance = self.variance * scale.square()
         if (scale == scale[0]).all():
             U, lambdas = self.U, self.lambdas * scale[0].square()
@@ -123,29 +122,58 @@ class Gaussian:
         rest = float(self.variance.mean()) if with_variance else 0.0
         return Gaussian(self.mu, self.U[:, :0], self.lambdas[:0], rest, None, self.meta)
 
+    def moved(self, mu: torch.Tensor) -> "Gaussian":
+        """The same covariance around another mean [D]; both share one U in memory."""
+        moved = Gaussian(mu, self.U, self.lambdas, self.rest, self.variance, self.meta)
+        moved._bases = self._bases
+        return moved
+
     def score(self, x: torch.Tensor, level: torch.Tensor | float) -> torch.Tensor:
         """Gradient of the log density at noise std `level` > 0 (scalar or [B]); x [B, ...] as everywhere here."""
-        level = _column(level)
+        level = column(level)
         return self._apply(x, -1 / (self.lambdas + level**2), -1 / (self.rest + level**2), centred=False)
 
     def denoise(self, x: torch.Tensor, level: torch.Tensor | float) -> torch.Tensor:
         """E[x0 | x] for x = x0 + level * noise; interchangeable with a network's denoiser."""
-        level = _column(level)
-        return self._apply(x, _ratio(self.lambdas, level), _ratio(torch.full_like(level, self.rest), level))
+        level = column(level)
+        return self._apply(x, ratio(self.lambdas, level), ratio(torch.full_like(level, self.rest), level))
 
     def teleport(self, x: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
         """The probability flow from level a > 0 to level b, in one jump without a network."""
-        a, b = _column(a), _column(b)
+        a, b = column(a), column(b)
         inside = ((self.lambdas + b**2) / (self.lambdas + a**2)).sqrt()
         return self._apply(x, inside, ((self.rest + b**2) / (self.rest + a**2)).sqrt())
+
+    def log_density(self, x: torch.Tensor, level: torch.Tensor | float) -> torch.Tensor:
+        """ln of the density of noised data at x, in nats, float64 [B]; at level 0 the covariance must be invertible."""
+        level = column(level)
+        left = self.dimension - self.rank
+        outside, inside = self.rest + level**2, self.lambdas + level**2
+        if (left and (outside <= 0).any()) or (inside <= 0).any():
+            flat = (left if self.rest == 0 else 0) + int((self.lambdas == 0).sum())
+            raise ValueError(
+                f"no density at level 0: {flat} of the {self.dimension} directions have variance 0; give a level above 0"
+            )
+        rows = self._rows(x.double())
+        mu, U = self._held(rows)
+        residual = rows - mu
+        along = residual @ U
+        found = inside.log().sum(1).to(rows) + (along.square() / inside.to(rows)).sum(1)
+        if left:
+            across = (residual - along @ U.T).square().sum(1)
+            found = found + left * outside.log()[:, 0].to(rows) + across / outside[:, 0].to(rows)
+        return -(found + self.dimension * math.log(2 * math.pi)) / 2
+
+    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draws without noise, float64 [count, D]."""
+        noise = torch.randn(count, self.dimension, generator=generator, dtype=torch.float64)
+        return self._apply(self.mu + noise, self.lambdas.sqrt()[None], self.mu.new_full((1, 1), self.rest**0.5))
 
     def _apply(
         self, x: torch.Tensor, inside: torch.Tensor, outside: torch.Tensor, centred: bool = True
     ) -> torch.Tensor:
         """outside * r + U diag(inside - outside) U^T r (+ mu if centred), factors [1 or B, R] and [1 or B, 1]."""
-        rows = x.reshape(len(x), -1)
-        if rows.shape[1] != self.dimension:
-            raise ValueError(f"images {list(x.shape)} of {rows.shape[1]} numbers, the statistics have {self.dimension}")
+        rows = self._rows(x)
         mu, U = self._held(x)
         residual = rows - mu
         found = outside.to(x) * residual
@@ -156,9 +184,15 @@ class Gaussian:
     def _held(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """mu and U in the precision and on the device of x, cast once."""
         key = (x.dtype, x.device)
-        if key not in self._cast:
-            self._cast[key] = (self.mu.to(x), self.U.to(x))
-        return self._cast[key]
+        if key not in self._means:
+            self._means[key] = self.mu.to(x)
+        if key not in self._bases:
+            self._bases[key] = self.U.to(x)
+        return self._means[key], self._bases[key]
+
+    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, ...] as [B, D]."""
+        return rows_of(x, self.dimension)
 
     def save(self, folder: Path, **meta: Any) -> Path:
         """Write an arrays folder of kind "gaussian"; `meta` is added to what the Gaussian carries."""
@@ -182,12 +216,31 @@ def closed_forms(gaussian: Gaussian) -> dict[str, Gaussian]:
     return {"mean": gaussian.isotropic(False), "isotropic": gaussian.isotropic(True), "gaussian": gaussian}
 
 
-def _column(level: torch.Tensor | float) -> torch.Tensor:
+def rows_of(x: torch.Tensor, dimension: int) -> torch.Tensor:
+    """Images x [B, ...] as rows [B, D]; images of another size are refused."""
+    rows = x.reshape(len(x), -1)
+    if rows.shape[1] != dimension:
+        raise ValueError(f"images {list(x.shape)} of {rows.shape[1]} numbers, the statistics have {dimension}")
+    return rows
+
+
+def per_pixel(scaling: Scaling, shape: tuple[int, int, int], dimension: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift of every pixel of images [C, H, W], float64 [D] each."""
+    scale, shift = (
+        torch.as_tensor(value, dtype=torch.float64).expand(shape[0]).repeat_interleave(shape[1] * shape[2])
+        for value in (scaling.scale, scaling.shift)
+    )
+    if len(scale) != dimension:
+        raise ValueError(f"statistics of {dimension} pixels, expected {len(scale)} for images {list(shape)}")
+    return scale, shift
+
+
+def column(level: torch.Tensor | float) -> torch.Tensor:
     """A level, scalar or [B], as float64 [1, 1] or [B, 1] on the CPU."""
-    return torch.as_tensor(level).detach().to("cpu", torch.float64).reshape(-1, 1)
+    return torch.as_tensor(level, dtype=torch.float64).detach().cpu().reshape(-1, 1)
 
 
-def _ratio(variance: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+def ratio(variance: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
     """v / (v + s^2), 0 where both are 0: a direction without variance carries no data."""
     total = variance + level**2
     return torch.where(total > 0, variance / total, 0.0)

@@ -45,7 +45,7 @@ def test_score_and_denoiser_equal_the_dense_inverse(rank: int, rest: float, leve
     gaussian = example(rank, rest)
     x = 3 * random(3, *SHAPE)
     covariance = covariance_of(gaussian)
-    for index, single in enumerate(torch.as_tensor(level).expand(3).double()):
+    for index, single in enumerate(torch.as_tensor(level, dtype=torch.float64).expand(3)):
         residual = x[index].flatten() - gaussian.mu
         total = covariance + single**2 * torch.eye(D, dtype=torch.float64)
         score = -torch.linalg.solve(total, residual)
@@ -174,3 +174,60 @@ def test_wrong_folders_and_shapes_are_sentences(tmp_path) -> None:
         Gaussian(random(3), torch.eye(3), torch.tensor([1.0, 1.0, -1.0]))
     with pytest.raises(ValueError, match="statistics of 12 pixels, expected 27"):
         example().mapped(Scaling((1.0,), (0.0,)), (3, 3, 3))
+
+
+def density_reference(gaussian: Gaussian, x: torch.Tensor, level: float) -> torch.Tensor:
+    """torch's multivariate normal, dense."""
+    total = covariance_of(gaussian) + level**2 * torch.eye(gaussian.dimension, dtype=torch.float64)
+    return torch.distributions.MultivariateNormal(gaussian.mu, total).log_prob(x.flatten(1))
+
+
+@pytest.mark.parametrize("rest", [0.0, 0.3])
+@pytest.mark.parametrize("rank", [0, 5, 12])
+def test_log_density_equals_the_dense_one_and_its_gradient_is_the_score(rank: int, rest: float) -> None:
+    gaussian = example(rank, rest)
+    x = (gaussian.mu + random(3, D)).reshape(3, *SHAPE).requires_grad_()
+    for level in (0.05, 1.0, 80.0) + (() if rest == 0 and rank < D else (0.0,)):
+        found = gaussian.log_density(x, level)
+        assert torch.allclose(found, density_reference(gaussian, x, level), rtol=1e-10)
+        if level:
+            (gradient,) = torch.autograd.grad(found.sum(), x)
+            assert torch.allclose(gradient, gaussian.score(x, level), rtol=1e-10)
+            tweedie = x + level**2 * gaussian.score(x, level)
+            assert torch.allclose(gaussian.denoise(x, level), tweedie, rtol=1e-9, atol=1e-9)
+    each = gaussian.log_density(x, torch.tensor([0.05, 1.0, 80.0]))
+    assert torch.allclose(each[1], gaussian.log_density(x, 1.0)[1])
+
+
+def test_log_density_integrates_to_one_in_one_dimension() -> None:
+    grid = torch.linspace(-60, 60, 200_001, dtype=torch.float64)[:, None]
+    ball, point = torch.zeros(1, 0), Gaussian(random(1), torch.zeros(1, 0), torch.zeros(0))
+    for form in (
+        Gaussian(random(1), torch.ones(1, 1), torch.tensor([2.0])),
+        Gaussian(random(1), ball, ball[0], 3.0),
+        point,
+    ):
+        assert float(torch.trapezoid(form.log_density(grid, 0.7).exp(), grid[:, 0])) == pytest.approx(1, abs=1e-10)
+
+
+def test_what_has_no_density_says_so() -> None:
+    for gaussian, flat in ((example(), 7), (example().isotropic(False), 12)):
+        with pytest.raises(ValueError, match=f"no density at level 0: {flat} of the 12 directions have variance 0"):
+            gaussian.log_density(random(2, D), 0.0)
+    gaussian = Gaussian(random(D), torch.eye(D), torch.tensor([1.0] * 11 + [0.0]))
+    with pytest.raises(ValueError, match="no density at level 0: 1 of the 12"):
+        gaussian.log_density(random(2, D), 0.0)
+    assert torch.isfinite(gaussian.log_density(random(2, D), 1e-3)).all()
+
+
+def test_draws_have_the_covariance() -> None:
+    gaussian = example(rest=0.2)
+    drawn = gaussian.sample(40_000, torch.Generator().manual_seed(0)) - gaussian.mu
+    assert torch.allclose(drawn.T @ drawn / len(drawn), covariance_of(gaussian), atol=0.05)
+
+
+def test_a_moved_gaussian_is_the_same_around_another_mean() -> None:
+    gaussian, x = example(rest=0.2), random(3, *SHAPE)
+    moved = gaussian.moved(gaussian.mu + 1)
+    assert torch.allclose(moved.denoise(x + 1, 0.5), gaussian.denoise(x, 0.5) + 1)
+    assert moved.U is gaussian.U
