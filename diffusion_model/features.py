@@ -1,41 +1,52 @@
 """What do images look like to a metric? Extractors: uint8 images [B, C, H, W] -> float32 features [B, F].
 
-    inception    pytorch-fid's Inception network, 2,048 features; its distance, and no other, is called FID
+    inception    pytorch-fid's Inception network, 2,048 features; its distances, and no others, are called FID and KID
     classifier   a small network that `train_features.py` trains on the same data, 64 features; for small images, which
                  Inception was never meant for; its distance is called Frechet distance (classifier features)
 
 Nothing falls back from one to the other. An extractor carries the fingerprint of its weights, which stands in every file
-made with it: distances in different feature spaces are never compared.
+made with it: distances in different feature spaces are never compared. A reference, the moments of the features of real
+images and some of the features themselves, is computed once and found again by what it was made of.
 
-Dimensions: B batch, C channels, H x W pixels, F features.
+Dimensions: B batch, C channels, H x W pixels, N images, F features.
 """
 
 import urllib.error
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from diffusion_model import arrays, checkpoint, data, experiment
-from diffusion_model.fid import symmetric_root
+from diffusion_model import arrays, checkpoint, data, experiment, fid
 from diffusion_model.moments import Moments
 
 WIDTH = 64  # F of the classifier
+KEPT = 10_000  # features kept with a reference, for kernel distances
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature space: its name, what its distance is called, F, a fingerprint of its weights and the function itself."""
+    """A feature space: its name, what its distances are called, F, a fingerprint of its weights, how images are resized
+    before they enter, and the function itself.
+    """
 
     name: str
     distance: str
+    kernel_distance: str
     dimension: int
     fingerprint: str
+    resizing: str
     network: nn.Module
     device: torch.device
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What every file made with it says of it."""
+        return {"extractor": self.name, "fingerprint": self.fingerprint, "resizing": self.resizing}
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -134,7 +145,9 @@ def open_inception(dataset: data.Split, root: Path, weights: Path | None, device
             f"{path} does not hold pytorch-fid's Inception weights ({reason}); expected {Path(FID_WEIGHTS_URL).name}"
         ) from None
     mark = f"{arrays.file_checksum(path):08x}"
-    return Extractor("inception", "FID (pytorch-fid's Inception)", 2048, mark, network.eval().to(device), device)
+    names = ("inception", "FID (pytorch-fid's Inception)", "KID (pytorch-fid's Inception)")
+    resizing = "bilinear to 299 x 299 by torch, corners not aligned, no antialiasing"
+    return Extractor(*names, 2048, mark, resizing, network.eval().to(device), device)
 
 
 def classifier_folder(dataset: data.Split, root: Path) -> Path:
@@ -165,8 +178,8 @@ def open_classifier(dataset: data.Split, root: Path, weights: Path | None, devic
     if mark != meta["fingerprint"]:
         raise ValueError(f"{path} is missing or was altered after it was written: {remedy}")
     checkpoint.load_weights(network, arrays.read_tensors(path), folder, "meta.json", remedy)
-    name = "Frechet distance (classifier features)"
-    return Extractor("classifier", name, WIDTH, mark, network.eval().to(device), device)
+    names = ("classifier", "Frechet distance (classifier features)", "kernel distance (classifier features)")
+    return Extractor(*names, WIDTH, mark, "none", network.eval().to(device), device)
 
 
 def open_extractor(
@@ -178,34 +191,156 @@ def open_extractor(
     return FEATURES[name](dataset, root, weights, torch.device(device))
 
 
-def extract(extractor: Extractor, images: np.ndarray, what: str, batch: int = 256) -> np.ndarray:
-    """Features [N, F] of uint8 images [N, C, H, W], streamed with progress."""
-    starts = range(0, len(images), batch)
-    found = [extractor(images[start : start + batch]).numpy() for start in experiment.progress(starts, what, "batch")]
+def extract(
+    extractor: Extractor, images: np.ndarray, what: str, batch: int = 256, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Features [N, F] of uint8 images [N, C, H, W], or of those of these rows, streamed with progress."""
+    rows = np.arange(len(images)) if rows is None else rows
+    starts = experiment.progress(range(0, len(rows), batch), what, "batch")
+    found = [extractor(images[rows[start : start + batch]]).numpy() for start in starts]
     return np.concatenate(found) if found else np.zeros((0, extractor.dimension), np.float32)
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Moments of a split's features and the root of their covariance, ready for many distances."""
+class Statistics:
+    """Mean and covariance that came without their sums, in the place of Moments."""
 
-    moments: Moments
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Moments of real images' features, a factor of their covariance, and features [M, F] of some of them in random order.
+
+    `kept` is None where a reference has none (a file of mu and sigma): it gives no kernel distance.
+    """
+
+    moments: Moments | Statistics
     root: torch.Tensor
+    kept: np.ndarray | None = None
+
+    @property
+    def normal(self) -> fid.Normal:
+        """What a Frechet distance needs."""
+        return fid.Normal(self.moments.mean, self.root)
 
 
 def reference(extractor: Extractor, dataset: data.Split, root: Path, batch: int = 256) -> Reference:
-    """The split's features as moments; computed once and kept beside the data, under the extractor's fingerprint."""
+    """The split's features as moments, with `KEPT` of them; computed once and kept beside the data.
+
+    Found again by the fingerprint of the weights and the hash of the images; made anew where either has changed.
+    """
     folder = (
         Path(root) / dataset.name / "features" / f"reference-{extractor.name}-{extractor.fingerprint}-{dataset.split}"
     )
-    wanted = {"extractor": extractor.name, "fingerprint": extractor.fingerprint, "data_hash": dataset.hash}
-    moments = Moments.load(folder) if arrays.is_finished(folder) else None
-    if moments is None or any(moments.meta.get(name) != value for name, value in wanted.items()):
-        moments = Moments(extractor.dimension, **wanted, dataset=dataset.name, split=dataset.split)
-        for start in experiment.progress(range(0, len(dataset), batch), f"reference of {dataset.name}", "batch"):
-            moments.update(extractor(dataset.images[start : start + batch]))
-        moments.save(folder)
-    return Reference(moments, symmetric_root(moments.covariance))
+    wanted = provenance(extractor, dataset)
+    if arrays.is_finished(folder) and not _differing(arrays.read_json(folder / "meta.json"), wanted):
+        return read_reference(folder, extractor, dataset)
+    moments = Moments(extractor.dimension, **wanted, dataset=dataset.name, split=dataset.split)
+    order = torch.randperm(len(dataset), generator=experiment.generator("kept features", dataset.hash)).numpy()
+    kept = np.empty((min(KEPT, len(dataset)), extractor.dimension), np.float32)
+    place = np.argsort(order)  # of each image in the random order: the first are kept
+    for start in experiment.progress(range(0, len(dataset), batch), f"reference of {dataset.name}", "batch"):
+        codes, places = extractor(dataset.images[start : start + batch]), place[start : start + batch]
+        moments.update(codes)
+        kept[places[places < len(kept)]] = codes.numpy()[places < len(kept)]
+    arrays.write_folder(folder / "kept", "features", {"features": kept}, **wanted)
+    moments.save(folder)
+    return Reference(moments, fid.factor(moments.covariance), kept)
+
+
+def provenance(extractor: Extractor, dataset: data.Split) -> dict[str, Any]:
+    """What a reference is made of: whatever of it changes, the reference is another."""
+    return {**extractor.provenance, "data_hash": dataset.hash, "n": len(dataset)}
+
+
+def read_reference(
+    path: Path, extractor: Extractor, dataset: data.Split | None = None, told: str | None = None
+) -> Reference:
+    """A reference in a folder of `reference`, or a .npz of mu and sigma as pytorch-fid and EDM write it.
+
+    Refused where it was made with other weights or resizing than the extractor's, or, given the data set, of other images.
+    `told` is the name of the extractor of a file that does not say it.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        mean, covariance, meta = fid.read_statistics(path)
+        meta = {"extractor": told, **meta} if told else meta
+        found = Reference(Statistics(mean, covariance, meta), fid.factor(covariance))
+    else:
+        moments = Moments.load(path)
+        held, _ = arrays.read_folder(path / "kept", "features")
+        meta, found = moments.meta, Reference(moments, fid.factor(moments.covariance), held["features"])
+    if "extractor" not in meta:
+        raise ValueError(
+            f"{path} does not say which network its features are of, and distances between feature spaces mean nothing: "
+            f"say it with --extractor NAME ({', '.join(FEATURES)})"
+        )
+    if told not in (None, meta["extractor"]):
+        raise ValueError(f"--extractor {told}: {path} says that it was made with {meta['extractor']}")
+    wanted = provenance(extractor, dataset) if dataset is not None else extractor.provenance
+    if path.suffix == ".npz":  # of others, which say less
+        wanted = {name: value for name, value in wanted.items() if name in meta}
+    other = _differing(meta, wanted)
+    if other:
+        changes = ", ".join(f"{name}: {meta.get(name)!r} there, {wanted[name]!r} now" for name in other)
+        raise ValueError(f"{path} is a reference of another kind ({changes}): make it again or use its own extractor")
+    if len(found.moments.mean) != extractor.dimension:
+        raise ValueError(f"{path} has {len(found.moments.mean)} features, {extractor.name} has {extractor.dimension}")
+    return found
+
+
+def write_reference(path: Path, known: Reference) -> None:
+    """A reference as a .npz of mu and sigma for pytorch-fid and EDM, with its provenance beside them."""
+    fid.write_statistics(path, known.moments.mean, known.moments.covariance, **known.moments.meta)
+
+
+def _differing(meta: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    return sorted(name for name in wanted if meta.get(name) != wanted[name])
+
+
+def measure(
+    codes: np.ndarray | torch.Tensor, known: Reference, size: int | None = None, subsets: int = 100, seed: int = 0
+) -> dict[str, float]:
+    """Distances of features [N, F] to a reference: Frechet and, with the size of a subset, kernel and its deviation."""
+    if size is not None and known.kept is None:
+        raise ValueError("a reference of mean and covariance alone gives no kernel distance: use one with features")
+    return _distances(codes, known.normal, known.kept, size, subsets, seed)
+
+
+def _distances(
+    codes: np.ndarray | torch.Tensor, normal: fid.Normal, others: Any, size: int | None, subsets: int, seed: int
+) -> dict[str, float]:
+    codes = fid.check_rows(codes)
+    found = {"distance": fid.distance(normal, fid.Normal.from_rows(codes))}
+    if size is not None:
+        kernel = fid.kernel_distance(codes, others, size, subsets, seed)
+        found["kernel_distance"] = kernel.value
+        found |= {} if kernel.deviation is None else {"kernel_deviation": kernel.deviation}
+    return found
+
+
+def real_against_real(
+    extractor: Callable[[np.ndarray], torch.Tensor],
+    images: np.ndarray,
+    n: int,
+    size: int | None = None,
+    subsets: int = 100,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The distances between two disjoint samples of n real images [N, C, H, W] each: what a perfect model would get.
+
+    No finite n gives 0, so a distance at n is read against this one at the same n.
+    """
+    if len(images) < 2 * n:
+        raise ValueError(
+            f"no real-against-real distance at n = {n}: it needs {2 * n} real images, and there are {len(images)}"
+        )
+    order = torch.randperm(len(images), generator=experiment.generator("real against real", seed)).numpy()
+    first, second = (extract(extractor, images, "real images", rows=order[k * n : k * n + n]) for k in range(2))
+    return _distances(second, fid.Normal.from_rows(first), first, size, subsets, seed)
 
 
 FEATURES: dict[str, Callable[..., Extractor]] = {"inception": open_inception, "classifier": open_classifier}

@@ -11,11 +11,12 @@ Only with Inception features of natural images are these two called FID and KID.
 Dimensions: N, M rows, D features, R rank.
 """
 
+import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -253,9 +254,9 @@ def _check_moments(mean: torch.Tensor, covariance: torch.Tensor, where: str = "t
         raise ValueError(f"{where} hold a matrix that is not symmetric: it is no covariance")
 
 
-def write_statistics(path: Path, mean: torch.Tensor, covariance: torch.Tensor, **provenance: str | int) -> None:
-    """Write mean and covariance as pytorch-fid and EDM do (.npz of mu and sigma); what else is given lies beside them."""
-    content = {"mu": np.asarray(mean), "sigma": np.asarray(covariance), **provenance}
+def write_statistics(path: Path, mean: torch.Tensor, covariance: torch.Tensor, **meta: Any) -> None:
+    """Write mean and covariance as pytorch-fid and EDM do (.npz of mu and sigma), with `meta` as JSON beside them."""
+    content = {"mu": np.asarray(mean), "sigma": np.asarray(covariance), "meta": np.array(json.dumps(meta))}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -264,18 +265,20 @@ def write_statistics(path: Path, mean: torch.Tensor, covariance: torch.Tensor, *
     arrays.write_atomically(path, write)
 
 
-def read_statistics(path: Path) -> tuple[torch.Tensor, torch.Tensor, dict[str, str | int]]:
-    """Mean [D], covariance [D, D] and what else is written of a .npz of mu and sigma; nothing in it is unpickled."""
+def read_statistics(path: Path) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Mean [D], covariance [D, D] and the meta, empty in files of others, of a .npz; nothing in it is unpickled."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a .npz with mu and sigma")
     try:
         with np.load(path, allow_pickle=False) as held:
             content = {name: held[name] for name in held.files}
-        moments = [torch.from_numpy(content.pop(name).astype(np.float64)) for name in ("mu", "sigma")]
-    except KeyError:
-        raise ValueError(f"{path} holds {', '.join(sorted(content)) or 'nothing'}: expected mu and sigma") from None
+        missing = {"mu", "sigma"} - content.keys()
+        moments = [torch.from_numpy(content[name].astype(np.float64)) for name in ("mu", "sigma") if not missing]
+        meta = json.loads(str(content["meta"])) if "meta" in content else {}
     except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a .npz of plain arrays ({str(error)[:80]}): expected mu and sigma") from None
+    if missing:
+        raise ValueError(f"{path} holds {', '.join(sorted(content)) or 'nothing'}: expected mu and sigma")
     _check_moments(*moments, f"mu and sigma of {path}")
-    return *moments, {name: value.item() for name, value in content.items() if value.ndim == 0}
+    return *moments, meta if isinstance(meta, dict) else {}

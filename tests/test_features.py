@@ -7,7 +7,7 @@ import pytest
 import torch
 from linear_world import make_data
 
-from diffusion_model import arrays, data, experiment, features, train_features
+from diffusion_model import arrays, data, experiment, features, fid, train_features
 from diffusion_model.features import Classifier, extract, open_extractor, reference
 
 QUICK = ["--images", "2400", "--batch", "32", "--width", "8"]
@@ -52,6 +52,92 @@ def test_classifier_features(dots, tmp_path) -> None:
     before = (folder / "meta.json").stat().st_mtime_ns
     assert torch.equal(reference(extractor, dots, root).moments.second, known.moments.second)
     assert (folder / "meta.json").stat().st_mtime_ns == before
+
+
+class Pixels:
+    """An extractor without a network: the means of the quarters of each image."""
+
+    name, distance, kernel_distance = "inception", "FID", "KID"
+    dimension, fingerprint, resizing = 12, "00000001", "none"
+    provenance = features.Extractor.provenance
+
+    def __call__(self, images: np.ndarray) -> torch.Tensor:
+        quarters = np.asarray(images).reshape(len(images), 3, 2, 4, 2, 4).mean((3, 5))
+        return torch.from_numpy(quarters.reshape(len(images), -1)).float()
+
+
+def test_a_reference_is_made_once_and_again_where_weights_or_images_changed(dots, tmp_path, monkeypatch) -> None:
+    root, extractor = tmp_path / "data", Pixels()
+    first = reference(extractor, dots, root, batch=50)
+    codes = extractor(dots.images)
+    assert np.allclose(first.moments.mean, codes.double().mean(0), rtol=1e-12)
+    assert torch.allclose(first.root @ first.root.T, torch.cov(codes.double().T))
+    assert sorted(first.kept.tolist()) == sorted(codes.tolist())
+    assert not np.array_equal(first.kept, codes)
+    folder = root / "dots" / "features" / "reference-inception-00000001-train"
+    meta = arrays.read_json(folder / "meta.json")
+    assert {name: meta[name] for name in ("extractor", "fingerprint", "data_hash", "n", "resizing")} == {
+        "extractor": "inception", "fingerprint": "00000001", "data_hash": dots.hash, "n": len(dots), "resizing": "none"
+    }  # fmt: skip
+
+    monkeypatch.setattr(Pixels, "__call__", None)
+    again = reference(extractor, dots, root)
+    assert torch.equal(again.moments.second, first.moments.second) and torch.equal(again.root, first.root)
+    assert np.array_equal(again.kept, first.kept)
+
+    changed = data.Split(dots.name, "train", dots.images, dots.labels, dots.attributes, "other", dots.meta)
+    with pytest.raises(ValueError, match=r"another kind \(data_hash: '.*' there, 'other' now\)"):
+        features.read_reference(folder, extractor, changed)
+    with pytest.raises(TypeError):
+        reference(extractor, changed, root)
+    monkeypatch.setattr(Pixels, "fingerprint", "00000002")
+    with pytest.raises(ValueError, match="fingerprint: '00000001' there, '00000002' now"):
+        features.read_reference(folder, extractor, dots)
+
+
+def test_the_features_kept_are_a_random_few(dots, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(features, "KEPT", 30)
+    known = reference(Pixels(), dots, tmp_path / "data", batch=17)
+    codes = {tuple(row) for row in Pixels()(dots.images).tolist()}
+    assert known.kept.shape == (30, 12)
+    assert len({tuple(row) for row in known.kept.tolist()} & codes) == 30
+    assert known.moments.count == len(dots)
+
+
+def test_references_of_others_name_their_extractor_or_are_refused(dots, tmp_path) -> None:
+    known = reference(Pixels(), dots, tmp_path / "data")
+    path = tmp_path / "known.npz"
+    features.write_reference(path, known)
+    found = features.read_reference(path, Pixels(), dots)
+    assert torch.equal(found.root, known.root) and torch.equal(found.moments.mean, known.moments.mean)
+    codes = Pixels()(dots.images[:50])
+    assert features.measure(codes, found) == features.measure(codes, known)
+    with pytest.raises(ValueError, match="gives no kernel distance"):
+        features.measure(codes, found, size=10)
+    with pytest.raises(ValueError, match=r"--extractor classifier: .* says that it was made with inception"):
+        features.read_reference(path, Pixels(), told="classifier")
+    np.savez(path, mu=known.moments.mean.numpy(), sigma=known.moments.covariance.numpy())
+    with pytest.raises(ValueError, match=r"does not say which network .*--extractor NAME \(inception, classifier\)"):
+        features.read_reference(path, Pixels())
+    assert torch.equal(features.read_reference(path, Pixels(), told="inception").root, known.root)
+    with pytest.raises(ValueError, match="extractor: 'edm' there, 'inception' now"):
+        features.read_reference(path, Pixels(), told="edm")
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match="has 3 features, inception has 12"):
+        features.read_reference(path, Pixels(), told="inception")
+
+
+def test_real_against_real_is_the_least_that_can_be_expected(dots) -> None:
+    floor = features.real_against_real(Pixels(), dots.images, 90, size=30, subsets=20)
+    assert floor == features.real_against_real(Pixels(), dots.images, 90, size=30, subsets=20)
+    assert abs(floor["kernel_distance"]) < 3 * floor["kernel_deviation"]
+    order = torch.randperm(len(dots), generator=experiment.generator("real against real", 0)).numpy()
+    first, second = (fid.Normal.from_rows(Pixels()(dots.images[order[k : k + 90]])) for k in (0, 90))
+    assert floor["distance"] == fid.distance(first, second)
+    assert floor["distance"] < features.real_against_real(Pixels(), dots.images, 4)["distance"]
+    few = len(dots) // 2 + 1
+    with pytest.raises(ValueError, match=f"at n = {few}: it needs {2 * few} real images, and there are {len(dots)}"):
+        features.real_against_real(Pixels(), dots.images, few)
 
 
 def test_classifier_refusals(dots, tmp_path) -> None:
