@@ -24,8 +24,9 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     ema                  averages of weights
     run_state board      is a run being trained; its curves for TensorBoard
     samplers*            generators over decreasing levels
-    moments*             streaming mean and second moment in float64
-    features* fid*       images -> features; moments -> Frechet distance
+    passes*              sums over many rows, shared by ranks and resumed where they were killed
+    moments*             streaming mean and second moment, exact for pixels
+    features* fid*       images -> features; moments and features -> Frechet and kernel distances
     trajectories*        representations of N images at T times
     checkpoint*          save, resume, load a run
 

@@ -4,16 +4,32 @@ The sums of x and of x x^T are kept, not their averages: two halves merged are t
 leaves the rest (a jackknife). For uint8 pixels every sum is an integer below 2^53, hence exact however the data is cut
 into batches and ranks. One class serves the Gaussian of images and the Frechet distance of features.
 
+Sums of pixels are made of integer products: with c = x - 128 in int8 and n rows,
+
+    sum x_i x_j = sum c_i c_j + 128 (sum c_i + sum c_j) + 128^2 n
+
+where an int32 holds the left side for up to `ROWS` rows, and hence the right one too, whose carries cancel.
+
+A `.npz` of `mu` and `sigma` is the layout of pytorch-fid's and EDM's reference statistics.
+
 Dimensions: B batch, D features.
 """
 
+import functools
+import json
+import zipfile
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from diffusion_model import arrays, data, experiment, ranks
+from diffusion_model import arrays, data, passes, ranks
+
+ROWS = 2**15  # 255^2 * ROWS < 2^31
+STRIP = 1536  # columns of a product: wide enough to be fast, narrow enough to skip most of the lower triangle
+EXACT = 1024  # rows whose centred products float32 sums exactly: 128^2 * EXACT = 2^24
+BATCH = 2**26  # bytes of images at once; what is read once more for each batch is the D x D sum
 
 
 class Moments:
@@ -33,9 +49,15 @@ class Moments:
     def update(self, batch: torch.Tensor | np.ndarray) -> Self:
         """Add the rows of batch [B, ...], uint8 or float, flattened to [B, D]."""
         rows = batch if isinstance(batch, torch.Tensor) else torch.from_numpy(np.array(batch))
-        rows = rows.reshape(len(rows), -1).to(torch.float64)
+        rows = rows.reshape(len(rows), -1)
         if rows.shape[1] != self.dimension:
             raise ValueError(f"rows of {rows.shape[1]} numbers {tuple(batch.shape)}, expected {self.dimension}")
+        if rows.dtype == torch.uint8 and rows.device.type == "cpu":
+            for part in rows.split(ROWS):
+                add_pixels(part, self.total, self.second)
+            self.count += len(rows)
+            return self
+        rows = rows.to(torch.float64)
         if not torch.isfinite(rows).all():
             raise ValueError(f"a batch of {len(rows)} rows holds NaN or infinite values: moments are of finite numbers")
         self.count += len(rows)
@@ -86,6 +108,16 @@ class Moments:
             raise ValueError(f"the covariance needs at least 2 rows, {self.count} were seen")
         return (self.second - torch.outer(self.total, self.mean)) / (self.count - 1)
 
+    def take_covariance(self) -> torch.Tensor:
+        """The covariance [D, D] in the memory of the second moment, which is gone with it: these moments are spent."""
+        if self.count < 2:
+            raise ValueError(f"the covariance needs at least 2 rows, {self.count} were seen")
+        covariance, mean = self.second, self.mean
+        for row, total in zip(covariance, self.total, strict=True):
+            row.sub_(total * mean).div_(self.count - 1)
+        self.second = covariance.new_zeros(0, 0)
+        return covariance
+
     def save(self, folder: Path, **meta: Any) -> Path:
         """Write the sums as an arrays folder of kind "moments"; `meta` is added to what the moments carry."""
         content = {"total": self.total.numpy(), "second": self.second.numpy()}
@@ -106,17 +138,108 @@ class Moments:
         return moments
 
 
-def of_images(split: data.Split, batch: int = 1024) -> Moments:
+def of_images(
+    split: data.Split, batch: int | None = None, chosen: np.ndarray | None = None, folder: Path | None = None
+) -> Moments:
     """Moments of a split's uint8 pixels [C*H*W], streamed, with what names the split as their meta.
 
+    chosen: rows of the split, else all; folder: where a killed stream leaves its sums and goes on from (see passes.py).
     Ranks share the batches, and every rank gets the sums of all, which are one rank's bit for bit. All ranks call it.
     """
     shape = list(split.images.shape[1:])
     moments = Moments(
         int(np.prod(shape)), dataset=split.name, split=split.split, data_hash=split.hash, shape=shape, values="uint8"
     )
-    rows = ranks.share(len(split.images), batch)
-    starts = range(rows.start, rows.stop, batch)
-    for start in experiment.progress(starts, f"moments of {split.name}/{split.split}", "batch"):
-        moments.update(split.images[start : min(start + batch, rows.stop)])
-    return moments.merge_ranks()
+    moments.count = len(split) if chosen is None else len(chosen)
+    sums = {"total": moments.total, "second": moments.second}
+    batch = batch or max(1, min(ROWS, BATCH // moments.dimension))
+
+    def add(rows: slice) -> None:
+        add_pixels(pixels(split.images, rows, chosen), sums["total"], sums["second"])
+
+    passes.accumulate(sums, moments.count, batch, add, f"moments of {split.name}/{split.split}", folder, moments.meta)
+    return moments
+
+
+def pixels(images: np.ndarray, rows: slice, chosen: np.ndarray | None = None) -> torch.Tensor:
+    """Rows of uint8 images [N, C, H, W], or of those chosen among them, read into memory as [B, D]."""
+    return torch.from_numpy(np.array(images[rows if chosen is None else chosen[rows]])).flatten(1)
+
+
+def add_pixels(rows: torch.Tensor, total: torch.Tensor, second: torch.Tensor) -> None:
+    """Add uint8 rows [B <= ROWS, D] to their sum [D] and their sum of outer products [D, D], exactly."""
+    count, dimension = rows.shape
+    centred = (rows ^ 128).view(torch.int8)
+    sums = _product(torch.ones(count, 2, dtype=torch.int8), centred)[0]
+    total += sums + 128 * count
+    for start in range(0, dimension, STRIP):
+        stop = min(start + STRIP, dimension)
+        found = _product(centred[:, start:stop], centred[:, start:])
+        found += 128 * (sums[start:stop, None] + sums[start:] + 128 * count)
+        second[start:stop, start:] += found
+        second[stop:, start:stop] += found[:, stop - start :].T
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left^T right of int8 [B, m] and [B, n] as int32 [m, n], without rounding."""
+    # a dimension of size 1 may have any stride, at which torch's integer product silently computes nothing
+    if min(*left.shape, *right.shape) > 1 and _integers_are_exact():
+        return torch._int_mm(left.T, right)
+    parts = zip(left.split(EXACT), right.split(EXACT), strict=True)
+    return sum((a.float().T @ b.float()).to(torch.int32) for a, b in parts)
+
+
+@functools.cache
+def _integers_are_exact() -> bool:
+    """Whether this machine's int8 product is right at the largest numbers: without VNNI, its pairs saturate at 2^15."""
+    extremes = torch.tensor([-128, 127], dtype=torch.int8)
+    rows = extremes[torch.randint(2, (256, 64), generator=torch.Generator().manual_seed(0))]
+    rows[:, :2] = extremes
+    try:
+        found = torch._int_mm(rows.T, rows)
+    except (RuntimeError, AttributeError):
+        return False
+    return torch.equal(found.double(), rows.double().T @ rows.double())
+
+
+def write_npz(path: Path, moments: Moments) -> None:
+    """Mean and covariance as the `mu` and `sigma` that pytorch-fid and EDM read, beside the count and the meta."""
+    held = {"mu": moments.mean.numpy(), "sigma": moments.covariance.numpy(), "count": np.array(moments.count)}
+    held["meta"] = np.array(json.dumps(moments.meta))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **held)
+
+    arrays.write_atomically(path, write)
+
+
+def read_npz(path: Path, count: int | None = None) -> Moments:
+    """Moments with the mean `mu` and covariance `sigma` of a file of pytorch-fid, of EDM or of `write_npz`.
+
+    count: of the rows they are of, which such a file does not tell unless this project wrote it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: a .npz with mu [D] and sigma [D, D] was expected there")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in ("mu", "sigma", "count", "meta") if name in file.files}
+    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no .npz of arrays, or is truncated ({error}): make it again") from None
+    shapes = {name: list(held[name].shape) if name in held else None for name in ("mu", "sigma")}
+    dimension = (shapes["mu"] or [0])[0]
+    if not dimension or shapes != {"mu": [dimension], "sigma": [dimension, dimension]}:
+        raise ValueError(f"{path} holds {shapes}, expected mu [D] and sigma [D, D]")
+    mu, sigma = (torch.from_numpy(held[name].astype(np.float64)) for name in ("mu", "sigma"))
+    if not (torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
+        raise ValueError(f"{path} holds NaN or infinite values: moments are of finite numbers")
+    if not torch.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6 * float(sigma.diagonal().max())):
+        raise ValueError(f"sigma in {path} is not symmetric: it is no covariance")
+    count = int(held["count"]) if "count" in held else count
+    if count is None or count < 2:
+        raise ValueError(f"{path} does not say of how many rows it is (count {count}): give the number, at least 2")
+    moments = Moments(0, **(json.loads(str(held["meta"])) if "meta" in held else {}))
+    moments.count, moments.total = count, mu * count
+    moments.second = sigma * (count - 1) + torch.outer(moments.total, mu)
+    return moments

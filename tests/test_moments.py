@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_model.moments import Moments
+from diffusion_model import moments as moments_module
+from diffusion_model.moments import ROWS, Moments, read_npz, write_npz
 
 
 def pixels(count: int = 300, dimension: int = 12) -> np.ndarray:
@@ -42,6 +43,84 @@ def test_pixels_are_exact_however_cut(size: int) -> None:
     for start in range(0, len(rows), size):
         moments.update(rows[start : start + size].reshape(-1, 3, 2, 2))
     assert same(moments, of(rows))
+
+
+@pytest.mark.parametrize("integers", [True, False], ids=["integer products", "float32 products"])
+@pytest.mark.parametrize("dimension", [5, 33])
+def test_every_sum_of_extreme_pixels_is_exact(integers, dimension, monkeypatch) -> None:
+    monkeypatch.setattr(moments_module, "_integers_are_exact", lambda: integers)
+    monkeypatch.setattr(moments_module, "STRIP", 16)
+    rows = np.random.default_rng(1).choice(np.array([0, 1, 254, 255], np.uint8), (2 * ROWS + 77, dimension))
+    rows[:, 0], rows[:, 1] = 255, 0
+    moments = of(rows)
+    exact = rows.astype(np.float64)
+    assert np.array_equal(moments.total, exact.sum(0))
+    assert np.array_equal(moments.second, exact.T @ exact)
+
+
+def test_white_images_do_not_overflow() -> None:
+    count = 3 * ROWS + 1
+    moments = of(np.full((count, 3), 255, np.uint8))
+    assert moments.second.eq(255.0**2 * count).all()
+    assert not moments.covariance.any()
+
+
+def test_integer_products_are_believed_only_where_they_are_right(monkeypatch) -> None:
+    for wrong in (lambda a, b: torch.zeros(a.shape[0], b.shape[1], dtype=torch.int32), None):
+        moments_module._integers_are_exact.cache_clear()
+        monkeypatch.setattr(torch, "_int_mm", wrong) if wrong else monkeypatch.delattr(torch, "_int_mm")
+        assert not moments_module._integers_are_exact()
+        rows = pixels(3000)
+        assert np.array_equal(of(rows).second, rows.T.astype(np.float64) @ rows)
+        monkeypatch.undo()
+    moments_module._integers_are_exact.cache_clear()
+
+
+def test_covariance_taken_in_place_is_the_covariance() -> None:
+    moments = of(pixels())
+    kept = moments.covariance
+    assert torch.equal(moments.take_covariance(), kept)
+
+
+def test_npz_is_read_as_it_was_written_and_as_others_write_it(tmp_path) -> None:
+    rows = pixels()
+    moments = Moments(12, dataset="dots").update(rows)
+    write_npz(tmp_path / "ours.npz", moments)
+    found = read_npz(tmp_path / "ours.npz")
+    assert (found.count, found.meta) == (300, {"dataset": "dots"})
+    assert np.allclose(found.mean, moments.mean, rtol=1e-14)
+    assert np.allclose(found.covariance, moments.covariance, rtol=1e-9)
+    np.savez(tmp_path / "theirs.npz", mu=rows.mean(0), sigma=np.cov(rows.T.astype(np.float64)))
+    assert np.allclose(read_npz(tmp_path / "theirs.npz", 300).second, moments.second, rtol=1e-12)
+    with np.load(tmp_path / "ours.npz", allow_pickle=False) as file:
+        assert {"mu", "sigma"} <= set(file.files)
+
+
+def test_a_foreign_npz_is_refused(tmp_path) -> None:
+    path = tmp_path / "a.npz"
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        read_npz(path)
+    path.write_bytes(b"PK cut")
+    with pytest.raises(ValueError, match="truncated"):
+        read_npz(path)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match="truncated"):
+        read_npz(path)
+    good = {"mu": np.zeros(2), "sigma": np.eye(2)}
+    cases = {
+        r"expected mu \[D\] and sigma \[D, D\]": {"sigma": np.eye(3)},
+        "NaN or infinite": {"mu": np.array([0, np.nan])},
+        "not symmetric": {"sigma": np.array([[1.0, 2.0], [0.0, 1.0]])},
+        "does not say of how many rows": {},
+    }
+    for match, change in cases.items():
+        np.savez(path, **good | change)
+        with pytest.raises(ValueError, match=match):
+            read_npz(path)
+    np.savez(path, mu=np.array([None, 1]), sigma=np.eye(2))
+    with pytest.raises(ValueError, match="Object arrays"):
+        read_npz(path, 9)
 
 
 def test_merge_and_remove_are_inverse() -> None:
