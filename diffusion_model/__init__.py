@@ -30,5 +30,6 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     trajectories*        representations of N images at T times
     checkpoint*          save, resume, load a run
 
-Commands: prepare_data, main (--mode train | eval | sample), representations, train_features, list_runs, doctor.
+Commands: prepare_data, main (--mode train | eval | sample), representations, train_features, measure_samples,
+list_runs, doctor.
 """

@@ -323,23 +323,18 @@ def _distances(
 
 
 def real_against_real(
-    extractor: Callable[[np.ndarray], torch.Tensor],
-    images: np.ndarray,
-    n: int,
-    size: int | None = None,
-    subsets: int = 100,
-    seed: int = 0,
+    codes: np.ndarray, n: int, size: int | None = None, subsets: int = 100, seed: int = 0
 ) -> dict[str, float]:
-    """The distances between two disjoint samples of n real images [N, C, H, W] each: what a perfect model would get.
+    """The distances between two disjoint samples of n of real images' features [N, F]: what a perfect model would get.
 
     No finite n gives 0, so a distance at n is read against this one at the same n.
     """
-    if len(images) < 2 * n:
+    if len(codes) < 2 * n:
         raise ValueError(
-            f"no real-against-real distance at n = {n}: it needs {2 * n} real images, and there are {len(images)}"
+            f"no real-against-real distance at n = {n}: it needs {2 * n} real images, and there are {len(codes)}"
         )
-    order = torch.randperm(len(images), generator=experiment.generator("real against real", seed)).numpy()
-    first, second = (extract(extractor, images, "real images", rows=order[k * n : k * n + n]) for k in range(2))
+    order = torch.randperm(len(codes), generator=experiment.generator("real against real", seed)).numpy()
+    first, second = (codes[order[start : start + n]] for start in (0, n))
     return _distances(second, fid.Normal.from_rows(first), first, size, subsets, seed)
 
 

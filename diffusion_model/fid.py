@@ -216,7 +216,7 @@ def _parts(rows: torch.Tensor, others: int) -> Iterator[torch.Tensor]:
 
 def check_rows(rows: torch.Tensor | np.ndarray, least: int = 2) -> torch.Tensor:
     """Features [N, D] in float64; too few, or numbers that are not finite, are a ValueError."""
-    rows = torch.as_tensor(np.asarray(rows) if not isinstance(rows, torch.Tensor) else rows).detach().cpu().double()
+    rows = rows.detach().cpu().double() if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows, float))
     if rows.ndim != 2:
         raise ValueError(f"features are {list(rows.shape)}, expected [N, D]: a row an image")
     if len(rows) < least:

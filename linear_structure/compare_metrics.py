@@ -20,7 +20,9 @@ from typing import Any
 from diffusion_model import arrays, experiment, results
 
 REMEDY = "give a folder of result cells, one cell or a summary.json"
+SUMMARIES = ("sweep summary", "recommended skip")
 SUMMARY = {"protocol": dict, "cells": [{"jump": str, "skip": int, "distance": float}], "distance": str}
+KEY = ("steps", "skip")  # numbers of a summary's cell that name it
 ABSENT = "absent"
 WIDTH = 48  # characters of a protocol field's value in a sentence
 
@@ -92,7 +94,7 @@ def read(path: Path) -> dict[str, Row]:
     if path.is_file():
         content = arrays.read_json(path)
         kind = content.get("kind") if isinstance(content, dict) else None
-        if kind == "sweep summary":
+        if kind in SUMMARIES:
             return of_summary(path, content)
         if kind != "cell":
             raise ValueError(f"{path} is neither a result cell nor a sweep's summary: {REMEDY}")
@@ -114,15 +116,13 @@ def read(path: Path) -> dict[str, Row]:
 
 def of_summary(path: Path, content: dict[str, Any]) -> dict[str, Row]:
     """The cells that a summary lists, and its floor, under the keys of the sweep's own cells."""
-    arrays.check_meta(content, path, "sweep summary")
+    arrays.check_meta(content, path, content["kind"])
     arrays.expect(content, path, SUMMARY)
-    protocol = content["protocol"]
-    rows = {
-        key_of({"kind": cell["jump"], "skip": cell["skip"]}): Row(
-            {name: value for name, value in numbers(cell).items() if name != "skip"}, protocol
-        )
-        for cell in content["cells"]
-    }
+    protocol, rows = content["protocol"], {}
+    for cell in content["cells"]:
+        varied = {name: cell[name] for name in ("sampler", "steps") if name in cell}
+        name = key_of(varied | {"kind": cell["jump"], "skip": cell["skip"]})
+        rows[name] = Row({name: value for name, value in numbers(cell).items() if name not in KEY}, protocol)
     if content.get("floor"):
         floor = content["floor"]
         rows[key_of({"kind": "real", "skip": 0})] = Row(numbers(floor), protocol | {"images": floor.get("images")})

@@ -44,6 +44,7 @@ def test_classifier_features(dots, tmp_path) -> None:
     assert found.shape == (len(dots), 64)
     assert found.dtype == np.float32
     assert np.allclose(found[:7], extractor(dots.images[:7]), atol=1e-4)
+    assert np.allclose(found[[9, 2]], extract(extractor, dots.images, "test", rows=np.array([9, 2])), atol=1e-4)
     # Each feature is normalised over the training images; the running statistics lag behind the weights.
     assert np.median(found.std(0)) == pytest.approx(1, abs=0.25)
     known = reference(extractor, dots, root)
@@ -128,16 +129,17 @@ def test_references_of_others_name_their_extractor_or_are_refused(dots, tmp_path
 
 
 def test_real_against_real_is_the_least_that_can_be_expected(dots) -> None:
-    floor = features.real_against_real(Pixels(), dots.images, 90, size=30, subsets=20)
-    assert floor == features.real_against_real(Pixels(), dots.images, 90, size=30, subsets=20)
+    codes = Pixels()(dots.images).numpy()
+    floor = features.real_against_real(codes, 90, size=30, subsets=20)
+    assert floor == features.real_against_real(codes, 90, size=30, subsets=20)
     assert abs(floor["kernel_distance"]) < 3 * floor["kernel_deviation"]
     order = torch.randperm(len(dots), generator=experiment.generator("real against real", 0)).numpy()
-    first, second = (fid.Normal.from_rows(Pixels()(dots.images[order[k : k + 90]])) for k in (0, 90))
+    first, second = (fid.Normal.from_rows(codes[order[k : k + 90]]) for k in (0, 90))
     assert floor["distance"] == fid.distance(first, second)
-    assert floor["distance"] < features.real_against_real(Pixels(), dots.images, 4)["distance"]
+    assert floor["distance"] < features.real_against_real(codes, 4)["distance"]
     few = len(dots) // 2 + 1
     with pytest.raises(ValueError, match=f"at n = {few}: it needs {2 * few} real images, and there are {len(dots)}"):
-        features.real_against_real(Pixels(), dots.images, few)
+        features.real_against_real(codes, few)
 
 
 def test_classifier_refusals(dots, tmp_path) -> None:

@@ -1,0 +1,103 @@
+"""The distance of a file of images: what it writes, that it is what the features give, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from linear_world import make_data
+
+from diffusion_model import data, experiment, features, fid, measure_samples, results
+from linear_structure import compare_metrics
+
+
+class Pixels:
+    """An extractor without a network: the means of the quarters of each image."""
+
+    name, distance, kernel_distance = "classifier", "Frechet distance (pixels)", "kernel distance (pixels)"
+    dimension, fingerprint, resizing = 12, "00000001", "none"
+    provenance = features.Extractor.provenance
+
+    def __call__(self, images: np.ndarray) -> torch.Tensor:
+        quarters = np.asarray(images).reshape(len(images), 3, 2, 4, 2, 4).mean((3, 5))
+        return torch.from_numpy(quarters.reshape(len(images), -1)).float()
+
+
+def run(command, *argv: object) -> int:
+    """Exit status of a command."""
+    with pytest.raises(SystemExit) as stop:
+        experiment.launch(command.main, [str(entry) for entry in argv])
+    return stop.value.code
+
+
+@pytest.fixture
+def dots(tmp_path, monkeypatch) -> data.Split:
+    """The small set, and an extractor for it."""
+    monkeypatch.setitem(features.FEATURES, "classifier", lambda *_: Pixels())
+    return make_data(tmp_path / "data")
+
+
+def test_measure_and_compare(dots, tmp_path, capsys) -> None:
+    noisy = np.clip(np.asarray(dots.images[:60]).astype(int) + 20, 0, 255).astype(np.uint8)
+    for name, images in {"good": dots.images[60:120], "bad": noisy}.items():
+        np.save(tmp_path / f"{name}.npy", images)
+        options = ["--features", "classifier", "--subset-size", 40, "--subsets", 30, "--floor"]
+        assert run(measure_samples, tmp_path / f"{name}.npy", "dots", *options) == 0
+    said = capsys.readouterr().out
+    assert "Frechet distance (pixels) of 60 images" in said
+    cells = [tmp_path / "distances" / "features=classifier" / f"samples={name}.json" for name in ("good", "bad")]
+    good, bad = (results.read_cell(path) for path in cells)
+    codes = Pixels()
+    expected = fid.distance(fid.Normal.from_rows(codes(dots.images)), fid.Normal.from_rows(codes(noisy)))
+    assert bad.value["distance"] == pytest.approx(expected, rel=1e-9)
+    assert good.value["distance"] < good.value["floor"]["distance"] < bad.value["distance"]
+    assert good.value["floor"] == bad.value["floor"]
+    assert abs(good.value["kernel_distance"]) < good.value["kernel_deviation"] < bad.value["kernel_distance"]
+    assert good.protocol == bad.protocol
+    assert good.protocol["n"] == 60 and good.protocol["reference"] == f"all {len(dots)} train images"
+    assert run(compare_metrics, *cells) == 0
+    assert "floor.kernel_distance" in capsys.readouterr().out
+    assert run(measure_samples, tmp_path / "bad.npy", "dots", *options[:-1], "--n", 50) == 0
+    assert run(compare_metrics, *cells) == 1
+    assert "(n: 60 in A, 50 in B)" in capsys.readouterr().err
+
+
+def test_a_reference_of_others(dots, tmp_path, capsys) -> None:
+    np.save(tmp_path / "made.npy", dots.images[:100])
+    command = (measure_samples, tmp_path / "made.npy", "dots", "--features", "classifier")
+    codes = Pixels()(dots.images).double()
+    np.savez(tmp_path / "known.npz", mu=codes.mean(0).numpy(), sigma=torch.cov(codes.T).numpy())
+    assert run(*command, "--reference", tmp_path / "known.npz") == 1
+    assert "say it with --extractor NAME" in capsys.readouterr().err
+    assert run(*command, "--reference", tmp_path / "known.npz", "--extractor", "classifier", "--floor") == 0
+    said = capsys.readouterr()
+    assert "no kernel distance: the reference holds no features" in said.out
+    assert f"it needs 200 real images, dots has {len(dots)}" in said.err
+    cell = results.read_cells(tmp_path / "distances")[0]
+    assert cell.protocol["reference"].startswith("known.npz ")
+    assert cell.value.keys() == {"distance", "floor"} and cell.value["floor"] is None
+    expected = fid.distance(fid.Normal.from_rows(codes), fid.Normal.from_rows(codes[:100]))
+    assert cell.value["distance"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_mistakes_are_sentences(dots, tmp_path, capsys) -> None:
+    made = tmp_path / "made.npy"
+    np.save(made, dots.images[:30])
+    np.save(tmp_path / "float.npy", np.zeros((4, 3, 8, 8), np.float32))
+    np.save(tmp_path / "grey.npy", np.zeros((4, 1, 8, 8), np.uint8))
+    np.save(tmp_path / "one.npy", dots.images[:1])
+    cases = [
+        ((tmp_path / "none.npy", "dots"), 1, "main.py --mode sample` writes one"),
+        ((tmp_path / "float.npy", "dots"), 1, "holds float32 [4, 3, 8, 8], expected uint8 [N, 3, 8, 8]"),
+        ((tmp_path / "grey.npy", "dots"), 1, "holds uint8 [4, 1, 8, 8], expected uint8 [N, 3, 8, 8]"),
+        ((tmp_path / "one.npy", "dots"), 1, "holds 1 images, expected at least 2"),
+        ((made, "dots", "--n", 40), 1, "holds 30 images, expected at least 40"),
+        ((made, "dots", "--n", 1), 2, "--n 1: expected at least 2"),
+        ((made, "dots", "--subset-size", 31), 2, "--subset-size 31: expected at most the 30 images there are"),
+        ((made, "dots", "--extractor", "inception"), 2, "--extractor goes with --reference"),
+        ((made, "dots", "--reference", tmp_path / "no.npz"), 1, "no such file; expected a .npz with mu and sigma"),
+        ((made, "dotz"), 1, "no data set 'dotz'"),
+    ]
+    for argv, status, sentence in cases:
+        assert run(measure_samples, *argv, "--features", "classifier") == status
+        said = capsys.readouterr().err
+        assert sentence in said
+        assert said.count("error: ") == 1
