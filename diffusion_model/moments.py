@@ -18,6 +18,7 @@ Dimensions: B batch, D features.
 import functools
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -157,7 +158,8 @@ def of_images(
     def add(rows: slice) -> None:
         add_pixels(pixels(split.images, rows, chosen), sums["total"], sums["second"])
 
-    passes.accumulate(sums, moments.count, batch, add, f"moments of {split.name}/{split.split}", folder, moments.meta)
+    key = moments.meta | {"rows": None if chosen is None else zlib.crc32(np.ascontiguousarray(chosen))}
+    passes.accumulate(sums, moments.count, batch, add, f"moments of {split.name}/{split.split}", folder, key)
     return moments
 
 

@@ -3,6 +3,8 @@
 Nothing here is imported by the other folders; what it shares with them lies in files.
 
     gaussian    N(mu, U diag(lambdas) U^T + rest): fit, score, denoise, teleport, save, load; isotropic = rank 0
+    decompose   means and variances of images; the eigenvectors of their covariance in the memory of a few D x D matrices
+    low_rank    the leading eigenvectors of images too large for that, in a few streams over them
     diagonal    a Gaussian of independent pixels or spatial frequencies
     mixture     Gaussian mixture, one Gaussian a class, the training images as points
     clusters    images -> mixture: k-means++, EM, classes

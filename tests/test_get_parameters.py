@@ -5,9 +5,10 @@ import pytest
 import torch
 from linear_world import make_data
 
-from diffusion_model import arrays, data, experiment, moments
-from linear_structure import get_parameters
+from diffusion_model import arrays, data, experiment, moments, passes
+from linear_structure import decompose, get_parameters
 from linear_structure.gaussian import Gaussian
+from linear_structure.mixture import ClassConditional, Mixture
 
 
 def run(*argv: object) -> int:
@@ -91,3 +92,124 @@ def test_mistakes_are_sentences(dots, tmp_path, capsys) -> None:
     arrays.write_folder(tmp_path / "other", "moments", {"a": np.zeros(2)})
     assert run("dots", "gaussian", tmp_path / "other") == 1
     assert "describes moments, expected gaussian" in capsys.readouterr().err
+
+
+def test_classes_add_up_to_the_whole(dots, tmp_path, capsys) -> None:
+    assert run("dots", "gaussian", tmp_path / "c", "--class-conditional", "place", "--cut-off", 0) == 0
+    assert "one gaussian for each of 4 classes of place" in capsys.readouterr().out
+    found = ClassConditional.load(tmp_path / "c").mixture
+    rows = dots.images.reshape(len(dots), -1).astype(np.float64)
+    counts = np.bincount(dots.label("place"))
+    assert np.allclose(found.weights, counts / len(dots))
+    mean = sum(share * part.mu for share, part in zip(found.weights, found.components, strict=True))
+    assert np.allclose(mean, rows.mean(0))
+    within, between = 0, 0
+    for count, part in zip(counts, found.components, strict=True):
+        within = within + (count - 1) * (part.U * part.lambdas) @ part.U.T
+        between = between + count * torch.outer(part.mu - mean, part.mu - mean)
+    assert np.allclose((within + between) / (len(dots) - 1), np.cov(rows.T), atol=1e-8)
+    assert not (tmp_path / "c" / ".unfinished").exists()
+    assert run("dots", "gaussian", tmp_path / "c", "--class-conditional", "place", "--cut-off", 0) == 0
+    assert "skipped" in capsys.readouterr().out
+    assert run("dots", "gaussian", tmp_path / "c", "--class-conditional", "colour", "--cut-off", 0) == 1
+    assert "attribute: 'place' there, 'colour' now" in capsys.readouterr().err
+
+
+def test_a_class_without_images_is_named(dots, tmp_path, capsys) -> None:
+    labels = np.zeros((len(dots), 2), np.int64)
+    labels[0, 0] = 2
+    folder = tmp_path / "data" / "dots" / "train"
+    meta = arrays.read_meta(folder, "images", "")
+    arrays.write_folder(
+        folder, "images", {"images": np.array(dots.images), "labels": labels},
+        **{name: meta[name] for name in meta if name not in ("format", "kind", "arrays")},
+    )  # fmt: skip
+    assert run("dots", "gaussian", tmp_path / "c", "--class-conditional", "place") == 1
+    assert "fewer than 2 images of these classes of place (images): 1 (0), 2 (1), 3 (0)" in capsys.readouterr().err
+
+
+def test_a_mixture_is_written(dots, tmp_path, capsys) -> None:
+    assert run("dots", "mixture", tmp_path / "m", "--components", 4, "--rank", 5) == 0
+    assert "mixture of 4 gaussians of 192 dots/train images" in capsys.readouterr().out
+    found = Mixture.load(tmp_path / "m")
+    assert (len(found), found.components[0].rank, found.meta["data_hash"]) == (4, 5, dots.hash)
+    assert run("dots", "mixture", tmp_path / "m", "--components", 4, "--rank", 5) == 0
+    assert "skipped" in capsys.readouterr().out
+    assert run("dots", "gaussian", tmp_path / "m") == 1
+    assert "describes gaussian mixture, expected gaussian" in capsys.readouterr().err
+
+
+def test_a_covariance_that_does_not_fit_is_found_at_a_rank(dots, tmp_path, capsys) -> None:
+    assert run("dots", "gaussian", tmp_path / "l", "--memory", 1e-4, "--rank", 5) == 0
+    assert "left out, on [-1, 1]" in capsys.readouterr().out
+    assert run("dots", "gaussian", tmp_path / "f", "--rank", 5) == 0
+    low, full = Gaussian.load(tmp_path / "l"), Gaussian.load(tmp_path / "f")
+    assert np.allclose(low.lambdas, full.lambdas, rtol=1e-5)
+    assert low.meta == full.meta
+    assert run("dots", "gaussian", tmp_path / "x", "--memory", 1e-4) == 2
+    assert "the covariance of 192 pixels takes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["gaussian"], ["isotropic"], ["gaussian", "--class-conditional", "place"]])
+def test_a_killed_command_goes_on(options, dots, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(passes, "EVERY", 0.0)
+    monkeypatch.setattr(moments, "BATCH", 192 * 20)
+    monkeypatch.setattr(decompose, "BLOCK", 4 * 192 * 20)
+    kind, *rest = options
+    assert run("dots", kind, tmp_path / "whole", *rest) == 0
+    real, left = moments.pixels, iter(range(7))
+
+    def read(*arguments: object) -> torch.Tensor:
+        if next(left, None) is None:
+            raise ValueError("killed")
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moments, "pixels", read)
+        patch.setattr(decompose, "pixels", read)
+        assert run("dots", kind, tmp_path / "again", *rest) == 1
+    assert run("dots", kind, tmp_path / "again", *rest) == 0
+    assert "going on from" in capsys.readouterr().out
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_npz_written_is_npz_read_and_others_are_refused(dots, tmp_path, capsys) -> None:
+    path = tmp_path / "stats.npz"
+    assert run("dots", "gaussian", tmp_path / "a", "--npz", path) == 0
+    assert run("dots", "gaussian", tmp_path / "b", "--moments", path) == 0
+    first, second = Gaussian.load(tmp_path / "a"), Gaussian.load(tmp_path / "b")
+    assert np.allclose(first.lambdas, second.lambdas, rtol=1e-9, atol=1e-9 * first.lambdas[0])
+    rows = dots.images.reshape(len(dots), -1) / 255.0
+    np.savez(tmp_path / "unit.npz", mu=rows.mean(0), sigma=np.cov(rows.T))
+    assert run("dots", "gaussian", tmp_path / "x", "--moments", tmp_path / "unit.npz") == 1
+    assert "not of pixels from 0 to 255" in capsys.readouterr().err
+    np.savez(tmp_path / "features.npz", mu=np.zeros(2048), sigma=np.eye(2048, dtype=np.float32))
+    assert run("dots", "gaussian", tmp_path / "x", "--moments", tmp_path / "features.npz") == 1
+    assert "2048 dimensions, the images of dots [3, 8, 8] have 192" in capsys.readouterr().err
+    assert run("dots", "gaussian", tmp_path / "a", "--npz", tmp_path / "late.npz") == 1
+    assert "needs a new folder" in capsys.readouterr().err
+
+
+def test_few_images_are_said(dots, tmp_path, capsys) -> None:
+    assert run("dots", "gaussian", tmp_path / "g", "--split", "test") == 0
+    assert "48 images have at most 47 directions of 192: the covariance is singular" in capsys.readouterr().out
+    assert Gaussian.load(tmp_path / "g").rank == 47
+
+
+def test_options_that_contradict_each_other(dots, tmp_path, capsys) -> None:
+    cases = {
+        ("mixture",): "give both or neither",
+        ("gaussian", "--components", 3): "give both or neither",
+        ("isotropic", "--class-conditional", "place"): "needs KIND gaussian",
+        ("gaussian", "--class-conditional", "place", "--npz", "x"): "--npz is of one mean and covariance",
+        ("mixture", "--components", 2, "--spread"): "always spreads",
+        ("isotropic", "--npz", "x"): "have no covariance to write",
+    }
+    for (kind, *rest), text in cases.items():
+        assert run("dots", kind, tmp_path / "x", *rest) == 2
+        assert text in capsys.readouterr().err
+    assert run("dots", "gaussian", tmp_path / "x", "--class-conditional", "plase") == 1
+    assert "no attribute 'plase'" in capsys.readouterr().err
