@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise experiment.UsageError(f"levels from {args.level_min} to {args.level_max}: expected 0 < lowest < highest")
     records = [checkpoint.read_run(run) for run in args.runs]
     check_alike(args.runs, records)
-    split = data.open_split(records[0]["data"]["name"], "test", args.data)
+    split = data.open_split_of(records[0], "test", args.data)
     levels = np.geomspace(args.level_min, args.level_max, args.levels)
     device = experiment.choose_device(args.device)
     errors: dict[str, list[list[float]]] = {}

@@ -17,12 +17,12 @@ import numpy as np
 
 from diffusion_model import arrays, data, experiment, main
 from diffusion_model.experiment import ROOT
+from diffusion_model.pictures import CELEBA_ATTRIBUTES
 from diffusion_model.score_model import MODES
 
 # data set: (images a step, multipliers)
 DATASETS = {"synthetic": (32, "[1,2,2]"), "colored_mnist": (32, "[1,2,2]"), "celeba": (8, "[1,2,2]")}
 PICTURES = 600  # drawn in place of CelebA's
-ATTRIBUTES = 40
 
 
 def make_parser() -> experiment.Parser:
@@ -106,10 +106,10 @@ def draw_celeba(folder: Path) -> Path:
             [*(place - 35).tolist(), *(place + 35).tolist()], fill=tuple(colours[1].tolist())
         )
         picture.save(pictures / f"{index + 1:06d}.jpg", quality=95)
-        bits = np.unpackbits(np.concatenate([colours.ravel(), place]).astype(np.uint8))[:ATTRIBUTES]
+        bits = np.unpackbits(np.concatenate([colours.ravel(), place]).astype(np.uint8))[: len(CELEBA_ATTRIBUTES)]
         attributes.append(f"{index + 1:06d}.jpg " + " ".join("1" if bit else "-1" for bit in bits))
         parts.append(f"{index + 1:06d}.jpg {0 if index < 0.8 * PICTURES else 2}")
-    names = " ".join(f"Bit_{index}" for index in range(ATTRIBUTES))
+    names = " ".join(CELEBA_ATTRIBUTES)
     (folder / "list_attr_celeba.txt").write_text("\n".join([str(PICTURES), names, *attributes]) + "\n")
     (folder / "list_eval_partition.txt").write_text("\n".join(parts) + "\n")
     return folder

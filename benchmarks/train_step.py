@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
 
 from diffusion_model import arrays, data, experiment, main, training
 from diffusion_model.experiment import ROOT, AtLeast
@@ -182,8 +183,10 @@ def profile(step: Callable[[], float]) -> dict[str, float]:
     with torch.profiler.profile() as seen:
         step()
     times: dict[str, float] = {}
-    for entry in seen.key_averages():
-        own = entry.self_device_time_total or entry.self_cpu_time_total
+    entries = seen.key_averages()
+    kernels = [entry for entry in entries if entry.device_type == DeviceType.CUDA]
+    for entry in kernels or entries:
+        own = entry.self_device_time_total if kernels else entry.self_cpu_time_total
         kind = next((kind for kind, names in KINDS.items() if any(name in entry.key.lower() for name in names)), "rest")
         times[kind] = times.get(kind, 0.0) + own
     return {kind: times[kind] / sum(times.values()) for kind in sorted(times, key=times.get, reverse=True)}

@@ -148,6 +148,11 @@ def read(run: Path, step: int, groups: list[str]) -> tuple[dict[str, dict[str, t
     return tensors, meta
 
 
+def total_steps(record: dict[str, Any]) -> int:
+    """Steps of the whole run that a config.json describes: training.images over the batch, rounded up."""
+    return -(-record["config"]["training.images"] // record["config"]["training.batch"])
+
+
 def load_weights(
     model: torch.nn.Module, tensors: dict[str, torch.Tensor], run: Path, record: str = "config.json",
     remedy: str = "train the run again",
@@ -192,13 +197,15 @@ def load_score_model(
 
 
 def publish(run: Path, out: Path, **provenance: Any) -> Path:
-    """Write what `load_score_model(run)` gives as a small run: config.json with provenance and half-precision weights."""
+    """Write what `load_score_model(run)` gives as a small run: config.json with provenance and half-precision weights.
+
+    Buffers stay whole: rounded frequencies of an embedding change it by far more than rounded weights change the rest.
+    """
     model, record = load_score_model(run), read_run(run)
     if (Path(out) / "checkpoints").exists() or Path(out).resolve() == Path(run).resolve():
         raise ValueError(f"{out} holds a run of its own, which the small run would replace: give another --out")
-    tensors = {
-        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
-    }
+    weights = dict(model.named_parameters())
+    tensors = {name: tensor.half() if name in weights else tensor for name, tensor in model.state_dict().items()}
     arrays.write_tensors(Path(out) / "weights.safetensors", tensors)
     arrays.write_json(Path(out) / "config.json", {**record, "step": model.step, "provenance": provenance})
     return Path(out)

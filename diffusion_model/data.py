@@ -211,14 +211,17 @@ class Scaling:
         return torch.tensor(self.scale, **options).view(shape), torch.tensor(self.shift, **options).view(shape)
 
 
-def scaling(kind: str, split: Split) -> Scaling:
-    """`unit`: [0, 255] to [-1, 1]; `standardised`: mean 0 and standard deviation 1 a channel over this (training) split."""
+def scaling(kind: str, split: Split, statistics: tuple[np.ndarray, np.ndarray] | None = None) -> Scaling:
+    """`unit`: [0, 255] to [-1, 1]; `standardised`: mean 0 and standard deviation 1 a channel over this (training) split.
+
+    statistics: what `channel_statistics(split)` gives, where it is known already.
+    """
     channels = split.images.shape[1]
     if kind == "unit":
         return Scaling((1 / 127.5,) * channels, (-1.0,) * channels)
     if kind != "standardised":
         raise ValueError(f"scaling {kind!r}: {nearest(kind, ('unit', 'standardised'))}")
-    mean, deviation = channel_statistics(split)
+    mean, deviation = statistics or channel_statistics(split)
     if not (deviation > 0).all():
         raise ValueError(f"a channel of {split.name} is constant, so it cannot be standardised: take scaling 'unit'")
     return Scaling(tuple((1 / deviation).tolist()), tuple((-mean / deviation).tolist()))

@@ -116,7 +116,7 @@ def device(index: int, driver: str) -> Finding:
         )
         free = torch.cuda.mem_get_info(index)[0]
         with torch.cuda.device(index):
-            bf16 = torch.cuda.is_bf16_supported()
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         return Finding("broken", f"cuda:{index}", f"{found}: {reason}", "install a torch build for this device "
@@ -136,16 +136,15 @@ def driver_version() -> str:
 
 
 def compilers(args: Any) -> Iterator[Finding]:
-    """What torch.compile needs: a C++ compiler on a CPU, triton on a GPU."""
-    found = training.find_compiler("cpu")
-    remedy = "for torch.compile: apt install g++, or set CXX to a compiler"
-    yield Finding("ok", "compiler", found) if found else Finding("lack", "compiler", "no C++ compiler", remedy)
-    if importlib.util.find_spec("triton"):
-        yield Finding("ok", "triton", importlib.metadata.version("triton"))
-    elif torch.cuda.is_available():
-        yield Finding("lack", "triton", "not installed", "for torch.compile on the GPU: pip install triton")
-    else:
-        yield Finding("ok", "triton", "not installed, and not needed without a GPU")
+    """What torch.compile needs on the CPU and on each GPU."""
+    for name in ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))):
+        device = torch.device(name)
+        lack = training.compilation_lacks(device)
+        what, _, remedy = (lack or "").partition(": ")
+        if lack:
+            yield Finding("lack", f"compile-{name}", f"without {what}", remedy or "take training.compile none")
+        else:
+            yield Finding("ok", f"compile-{name}", str(training.find_compiler(device.type)))
 
 
 def cores(args: Any) -> Iterator[Finding]:

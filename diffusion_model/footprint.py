@@ -56,7 +56,7 @@ def measure(record: dict[str, Any]) -> Footprint:
     total = sum(parameters.values())
     return Footprint(
         parameters=parameters,
-        steps=-(-training["images"] // training["batch"]),
+        steps=checkpoint.total_steps(record),
         flops=flops / part * training["images"],
         memory=KEPT_PER_WEIGHT * total + kept,
         disk=SAVED_PER_WEIGHT * total * record["config"]["logging.keep"],

@@ -11,7 +11,7 @@ what it lacks (or -), separated by tabs.
 """
 
 import json
-import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_model import arrays, checkpoint, data, experiment, run_state
+from diffusion_model.board import is_number
 
+ARGUMENTS = ("data.name", "data.augmentation", "model.mode", "training.mixup", "encoder.widen", "seed")  # of run.sh
 NOT_A_LOSS = ("step", "images", "images_per_second", "memory_mb", "seconds_left")  # of the records in metrics.jsonl
 TAIL = 1 << 16  # bytes of metrics.jsonl that are read: its last record is far shorter
 
@@ -100,11 +102,11 @@ def describe(run: Path) -> Row:
 def _describe(run: Path) -> Row:
     config = checkpoint.read_run(run)["config"]
     state, last = run_state.state_of(run), last_record(run / "metrics.jsonl")
-    losses = {name: value for name, value in last.items() if name not in NOT_A_LOSS and _is_number(value)}
+    losses = {name: value for name, value in last.items() if name not in NOT_A_LOSS and is_number(value)}
     rate = last.get("images_per_second")
     return Row(
         run.name, state.name, state.why, state.step, state.total, config["model.mode"], losses,
-        rate if _is_number(rate) else None, max(0.0, time.time() - state.touched), dict(lacks(run, config, state)),
+        rate if is_number(rate) else None, max(0.0, time.time() - state.touched), dict(lacks(run, config, state)),
     )  # fmt: skip
 
 
@@ -123,10 +125,6 @@ def last_record(path: Path) -> dict[str, Any]:
         if isinstance(record, dict):
             return record
     return {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def lacks(run: Path, config: dict[str, Any], state: run_state.State) -> list[tuple[str, str]]:
@@ -155,8 +153,19 @@ def training_command(run: Path, config: dict[str, Any]) -> str:
     if run.name != "_".join([*map(str, parts), str(get("seed"))]):
         return f"the command that began {run}, `python diffusion_model/main.py --mode train ... --workdir {run}`"
     dataset, _, augmentation, mode, mixup, _ = parts
-    more = "" if rate == "0.0002" else f" --config.optimiser.learning_rate={rate}"
-    return f"bash scripts/run.sh {dataset} {augmentation} {mode} {mixup} {widen} {get('seed')}{more}"
+    return f"bash scripts/run.sh {dataset} {augmentation} {mode} {mixup} {widen} {get('seed')}{changed(config)}"
+
+
+def changed(config: dict[str, Any]) -> str:
+    """The options behind run.sh's arguments: what differs from the preset, the fields of those arguments left out."""
+    try:
+        preset = experiment.flatten(experiment.load_config(f"configs/drl.py:{config['data.name']}"))
+    except experiment.UsageError:  # a set of the user's own
+        preset = {}
+    preset["optimiser.learning_rate"] = 2e-4  # run.sh's
+    fields = [name for name in preset if name not in ARGUMENTS and config.get(name, preset[name]) != preset[name]]
+    values = {name: config[name] if isinstance(config[name], str) else json.dumps(config[name]) for name in fields}
+    return "".join(" " + shlex.quote(f"--config.{name}={value}") for name, value in values.items())
 
 
 def has_trajectories(run: Path, step: int) -> bool:

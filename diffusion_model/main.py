@@ -14,6 +14,7 @@ in half precision. Under torchrun the ranks share the work of train, eval and sa
 """
 
 import contextlib
+import json
 import math
 import signal
 import sys
@@ -155,9 +156,9 @@ def train(args: Any) -> int:
 def describe_run(config: dict[str, Any], split: data.Split) -> dict[str, Any]:
     """What config.json holds: the configuration, and what of the data and of the user's own SDE the model depends on."""
     augment.check_side(config["data.augmentation"], min(split.shape[1:]))
-    scaling = data.scaling(config["data.scaling"], split)
-    _, deviation = data.channel_statistics(split)
-    std = float(np.sqrt(np.mean((deviation * scaling.scale) ** 2)))
+    statistics = data.channel_statistics(split)
+    scaling = data.scaling(config["data.scaling"], split, statistics)
+    std = float(np.sqrt(np.mean((statistics[1] * scaling.scale) ** 2)))
     return {
         "config": config | sde.fingerprint(config["sde.name"]), "scaling": scaling.as_dict(), "shape": list(split.shape),
         "std": std, "data": {"name": split.name, "hash": split.hash},
@@ -171,6 +172,7 @@ def run_to_end(run: Path, record: dict[str, Any], split: data.Split, device: tor
             record = checkpoint.write_run(run, record)
             arrays.write_json(run / "env.json", experiment.environment())
         trainer = training.Trainer(run, record, split, device)
+        check_same(record, trainer.step)
         ranks.describe(
             lambda: f"at step {trainer.step}, the last checkpoint is step {max(checkpoint.steps(run), default=0)}"
         )
@@ -196,8 +198,21 @@ def run_to_end(run: Path, record: dict[str, Any], split: data.Split, device: tor
                     if pictures > drawn or trainer.step == trainer.total:
                         sampling.draw(trainer)
                     drawn = pictures
+            ranks.barrier()  # no rank leaves, stopped or finished, before the first has written the last checkpoint
         say(f"{run}: finished at step {trainer.step}")
     return 0
+
+
+def check_same(record: dict[str, Any], step: int) -> None:
+    """Refuse ranks that see other images or another checkpoint than the first one does. All ranks call it."""
+    mine = json.loads(json.dumps({"data": record["data"], "scaling": record["scaling"], "step": step}))
+    theirs = ranks.from_first(mine)
+    other = [name for name in mine if mine[name] != theirs[name]]
+    if other:
+        raise ValueError(
+            f"rank {experiment.rank()} has {other[0]} {mine[other[0]]}, the first rank {theirs[other[0]]}: give all machines "
+            "the same images (--data) and one shared file system for the run"
+        )
 
 
 def check(config: dict[str, Any], given: str) -> None:

@@ -115,9 +115,9 @@ def _leave(run: Path, error: BaseException, facts: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """Hold the run's folder; a second process that trains the same run would tear its checkpoints apart (ValueError)."""
+    """Hold RUN/.lock; a second process that trains the same run would tear its checkpoints apart (ValueError)."""
     Path(run).mkdir(parents=True, exist_ok=True)
-    handle = os.open(run, os.O_RDONLY)
+    handle = os.open(Path(run) / ".lock", os.O_RDWR | os.O_CREAT)  # NFS locks what is open for writing alone
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,7 +129,7 @@ def _alone(run: Path) -> Iterator[None]:
                 f"{run} is being trained by {by}: wait for it or stop it, or give another --workdir"
             ) from None
         except OSError:
-            pass  # a file system that cannot lock a folder
+            pass  # a file system that cannot lock
         yield
     finally:
         os.close(handle)
@@ -151,7 +151,7 @@ def state_of(run: Path) -> State:
     run = Path(run)
     record = checkpoint.read_run(run)
     held = read(run)
-    total = total_steps(record)
+    total = checkpoint.total_steps(record)
     if (run / "weights.safetensors").is_file() and not held:
         return State("finished", "published weights", record.get("step", total), total, touched(run), held)
     saved = max(checkpoint.steps(run), default=0)
@@ -159,12 +159,6 @@ def state_of(run: Path) -> State:
     noted = held.get("step", 0)
     step = max(saved, noted) if name == "running" and isinstance(noted, int) else saved
     return State(name, why, step, total, touched(run), held)
-
-
-def total_steps(record: dict[str, Any]) -> int:
-    """Steps of the whole run a config.json describes."""
-    config = record["config"]
-    return -(-config["training.images"] // config["training.batch"])
 
 
 def _judge(run: Path, held: dict[str, Any], saved: int, total: int) -> tuple[str, str]:

@@ -7,8 +7,10 @@ and the encoder's batch-norm statistics are those of one rank's share, or of one
 """
 
 import functools
+import importlib.util
 import os
 import shutil
+import sysconfig
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -86,6 +88,27 @@ def find_compiler(kind: str) -> str | None:
     return next((path for path in map(shutil.which, [given] if given else usual) if path), None)
 
 
+def compilation_lacks(device: torch.device) -> str | None:
+    """What torch.compile lacks on this device, with the remedy; None where it lacks nothing."""
+    if device.type != "cuda":
+        return None if find_compiler("cpu") else "a C++ compiler: apt install g++, set CXX to one"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return "a GPU of compute capability 7.0 or newer"
+    if importlib.util.find_spec("triton") is None:
+        return "triton: pip install triton"
+    if find_compiler("cuda") is None:
+        return "a C compiler: apt install gcc, set CC to one"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers: apt install python3-dev"
+    return None
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU multiplies in bfloat16 itself: older ones emulate it, more slowly than float32."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 class Trainer:
     """Model, optimiser and average of one run; `advance` makes one step, `save` and `restore` carry them over.
 
@@ -107,7 +130,7 @@ class Trainer:
             betas=(optimiser["beta1"], 0.999), eps=optimiser["epsilon"], fused=True,
         )  # fmt: skip
         self.resident = data.resident(split, device)
-        self.step, self.said = 0, []
+        self.step, self.total, self.said = 0, checkpoint.total_steps(record), []
         stored = checkpoint.steps(run)
         if stored:
             self._restore(stored[-1])
@@ -116,32 +139,27 @@ class Trainer:
     def _hasten(self, precision: str, compilation: str) -> None:
         """Precision of the networks' products and compilation; `auto` is bfloat16 and compiled on a GPU, neither on a CPU.
 
-        On a GPU without a C compiler `auto` compiles nothing, and what is said tells so.
+        On a GPU where compilation lacks something `auto` compiles nothing, and what is said tells so.
         """
         on_gpu = self.device.type == "cuda"
         if not on_gpu:
             experiment.keep_memory()
-        if precision == "bfloat16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
+        if precision == "bfloat16" or (precision == "auto" and on_gpu and has_bfloat16(self.device)):
             self.model.precision = torch.bfloat16
-        able = find_compiler(self.device.type) is not None
-        self.compiled = {"auto": "default" if on_gpu and able else "none"}.get(compilation, compilation)
-        if self.compiled != "none" and not able:
-            raise ValueError(
-                f"training.compile {compilation} needs {'a C' if on_gpu else 'a C++'} compiler: apt install g++, set "
-                f"{'CC' if on_gpu else 'CXX'} to one, or take training.compile none"
-            )
+        lack = compilation_lacks(self.device)
+        self.compiled = {"auto": "default" if on_gpu and not lack else "none"}.get(compilation, compilation)
+        if self.compiled != "none" and lack:
+            raise ValueError(f"training.compile {compilation} needs {lack}, or take training.compile none")
         if self.compiled != "none":
             mode = {"default": None, "graphs": "reduce-overhead"}[self.compiled]
             for part in (self.model.encoder, self.model.net, self.model.decoder):
                 if part is not None:
                     part.compile(mode=mode, dynamic=False)
-        why = " (no C compiler was found)" if on_gpu and not able else ""
+        if self.compiled == "graphs":  # a gradient in a graph's own memory would not outlive the next part of the batch
+            for parameter in self.parameters.values():
+                parameter.grad = torch.zeros_like(parameter)
+        why = f" (it lacks {lack})" if on_gpu and lack else ""
         self.said.append(f"{str(self.model.precision).removeprefix('torch.')}, compilation {self.compiled}{why}")
-
-    @property
-    def total(self) -> int:
-        """Steps of the whole run: training.images over the batch, rounded up."""
-        return -(-self.config["training"]["images"] // self.config["training"]["batch"])
 
     def images(self, indices: np.ndarray, numbers: torch.Tensor | None) -> torch.Tensor:
         """Images of the training split in model space, [B, C, H, W], augmented by their numbers [B, P]."""
@@ -169,7 +187,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = optimiser["learning_rate"] * min(1.0, (self.step + 1) / max(warm_up, 1))
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.compiled != "graphs")
         self.average.update()
         self.step += 1
         return terms
@@ -193,6 +211,17 @@ class Trainer:
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / parts
         return sums
+
+    def check_weights(self) -> None:
+        """Refuse to go on with weights that are not finite, which the next loss alone would tell (FloatingPointError)."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters.values()):
+            raise FloatingPointError(f"a weight is not finite after step {self.step} of {self.run}; {self.remedy()}")
+
+    def remedy(self) -> str:
+        """Where a run that diverged can go on from, and how."""
+        kept = checkpoint.steps(self.run)
+        where = f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint was written yet"
+        return f"{where}: lower optimiser.learning_rate or lengthen optimiser.warm_up"
 
     def save(self) -> None:
         """Write checkpoint `step` (the first rank alone)."""
@@ -238,6 +267,8 @@ def train(trainer: Trainer) -> Iterator[dict[str, Any]]:
     batch = trainer.config["training"]["batch"]
     logging = trainer.config["logging"]
     every, save_every = (max(1, logging[name] // batch) for name in ("every", "checkpoint_every"))
+    if save_every > every:
+        save_every -= save_every % every  # a run that goes on from a checkpoint then logs what one without a stop does
     reported = time.monotonic()
     since, sums = trainer.step, None
     while trainer.step < trainer.total:
@@ -251,11 +282,9 @@ def train(trainer: Trainer) -> Iterator[dict[str, Any]]:
             means = dict(zip(sums, (totals / (trainer.step - since)).tolist(), strict=True))
             broken = [name for name, value in means.items() if not np.isfinite(value)]
             if broken:
-                kept = checkpoint.steps(trainer.run)
-                where = f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint was written yet"
                 raise FloatingPointError(
-                    f"the loss term {broken[0]!r} is not finite before step {trainer.step} of {trainer.run}; {where}: "
-                    "lower optimiser.learning_rate or lengthen optimiser.warm_up"
+                    f"the loss term {broken[0]!r} is not finite before step {trainer.step} of {trainer.run}; "
+                    f"{trainer.remedy()}"
                 )
             now = time.monotonic()
             if last or trainer.step % every == 0:
@@ -267,6 +296,7 @@ def train(trainer: Trainer) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
                 reported, since, sums = now, trainer.step, None
             if last or trainer.step % save_every == 0:
+                trainer.check_weights()
                 trainer.save()
         if last:
             break

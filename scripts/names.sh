@@ -28,10 +28,12 @@ truth() {
     esac
 }
 
-# launcher: sets `command` to the Python that starts a command, or to torchrun where GPUS asks for several processes
+# launcher: sets `command` to the Python that starts a command, or to torchrun where GPUS asks for several processes.
+# torchrun kills 30 s after a SIGTERM, which can be too short for the last checkpoint of a large network.
 launcher() {
     command=("$PYTHON")
     if [[ ${GPUS:-1} -gt 1 ]]; then
+        export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}
         command+=(-m torch.distributed.run --standalone --nproc_per_node="$GPUS")
     fi
 }

@@ -35,7 +35,7 @@ def test_a_machine_without_gpu_can_train(capsys, no_gpu, tmp_path):
         "python",
         "packages",
         "torch",
-        "compiler",
+        "compile-cpu",
         "cores",
         "memory",
         "data",
@@ -153,7 +153,7 @@ def test_what_is_not_installed_has_a_remedy(monkeypatch):
     board_found, _, slurm = doctor.extras(None)
     assert (board_found.level, slurm.level) == ("lack", "ok")
     compiler, *_ = doctor.compilers(None)
-    assert (compiler.level, compiler.remedy) == ("lack", "for torch.compile: apt install g++, or set CXX to a compiler")
+    assert (compiler.level, compiler.remedy) == ("lack", "apt install g++, set CXX to one")
 
     def absent(name):
         raise doctor.importlib.metadata.PackageNotFoundError(name)

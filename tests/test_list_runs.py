@@ -103,7 +103,14 @@ def test_a_run_of_the_script_is_trained_on_by_the_script(tmp_path, capsys):
     make_run(tmp_path / "runs/a_0.0625_none_reg-drl_False_0.0005_3",
              **{"model.mode": "reg-drl", "encoder.widen": 0.0625, "seed": 3, "optimiser.learning_rate": 5e-4})  # fmt: skip
     make_run(tmp_path / "runs/other")
+    whole = experiment.flatten(experiment.load_config("configs/drl.py:mnist", ["--config.training.images=9"]))
+    make_run(tmp_path / "runs/mnist_1_none_probabilistic-drl_False_0.0002_0",
+             **whole | {"model.multipliers": [1, 2]})  # fmt: skip
     found = rows(capsys, tmp_path)
+    assert found["mnist_1_none_probabilistic-drl_False_0.0002_0"]["lacks"]["training"] == (
+        "bash scripts/run.sh mnist none probabilistic-drl False 1 0 '--config.model.multipliers=[1, 2]' "
+        "--config.training.images=9"
+    )
     assert found["a_0.0625_none_reg-drl_False_0.0005_3"]["lacks"]["training"] == (
         "bash scripts/run.sh a none reg-drl False 0.0625 3 --config.optimiser.learning_rate=0.0005"
     )

@@ -237,6 +237,43 @@ def test_two_ranks_train_what_one_trains_and_one_may_go_on(one_rank, tmp_path, m
     assert checkpoint.steps(tmp_path / "two")[-1] == 5
 
 
+SLOW_STOP = """
+import os, signal, sys, time
+from diffusion_model import experiment, main, training, watch
+watch.GRACE = 0.2
+save, advance = training.Trainer.save, training.Trainer.advance
+def slow(trainer):
+    if experiment.rank() == 0:
+        time.sleep(3)
+    save(trainer)
+def signalled(trainer):
+    if trainer.step == 2 and experiment.rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return advance(trainer)
+training.Trainer.save, training.Trainer.advance = slow, signalled
+experiment.launch(main.main, sys.argv[1:])
+"""
+
+
+def test_ranks_that_stop_wait_for_the_last_checkpoint(one_rank, tmp_path):
+    (tmp_path / "stop.py").write_text(SLOW_STOP)
+    environment = {"DATA": str(one_rank.parent / "data"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        tmp_path / "stop.py",
+    ]
+    command += ["--mode", "train", "--config", "configs/edm.py:smoke", "--device", "cpu", *SMALL, *NONE]
+    ended = subprocess.run(
+        [*command, "--workdir", tmp_path / "run"], env=os.environ | environment, cwd=ROOT, capture_output=True
+    )
+    assert ended.returncode != 0 and checkpoint.steps(tmp_path / "run") == [2, 3], ended.stderr.decode()
+    assert run_state.state_of(tmp_path / "run").name == "stopped"
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(one_rank, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA", str(one_rank.parent / "data"))
     assert train(tmp_path / "run", *NONE, "--config.training.accumulate=4", config="configs/edm.py:smoke") == 0
