@@ -262,7 +262,7 @@ def read_reference(
     """A reference in a folder of `reference`, or a .npz of mu and sigma as pytorch-fid and EDM write it.
 
     Refused where it was made with other weights or resizing than the extractor's, or, given the data set, of other images.
-    `told` is the name of the extractor of a file that does not say it.
+    `told` is the name of the extractor of a file that does not say it; one written by `moments.write_npz` does.
     """
     path = Path(path)
     if path.suffix == ".npz":
@@ -290,11 +290,6 @@ def read_reference(
     if len(found.moments.mean) != extractor.dimension:
         raise ValueError(f"{path} has {len(found.moments.mean)} features, {extractor.name} has {extractor.dimension}")
     return found
-
-
-def write_reference(path: Path, known: Reference) -> None:
-    """A reference as a .npz of mu and sigma for pytorch-fid and EDM, with its provenance beside them."""
-    fid.write_statistics(path, known.moments.mean, known.moments.covariance, **known.moments.meta)
 
 
 def _differing(meta: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

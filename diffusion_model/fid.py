@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy.linalg import lapack
 
-from diffusion_model import arrays, experiment
+from diffusion_model import experiment
 
 PAIRS = 2**24  # of a kernel matrix at once
 SIZE = 1000  # rows of a subset in Binkowski et al. 2018
@@ -254,19 +254,11 @@ def _check_moments(mean: torch.Tensor, covariance: torch.Tensor, where: str = "t
         raise ValueError(f"{where} hold a matrix that is not symmetric: it is no covariance")
 
 
-def write_statistics(path: Path, mean: torch.Tensor, covariance: torch.Tensor, **meta: Any) -> None:
-    """Write mean and covariance as pytorch-fid and EDM do (.npz of mu and sigma), with `meta` as JSON beside them."""
-    content = {"mu": np.asarray(mean), "sigma": np.asarray(covariance), "meta": np.array(json.dumps(meta))}
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **content)
-
-    arrays.write_atomically(path, write)
-
-
 def read_statistics(path: Path) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Mean [D], covariance [D, D] and the meta, empty in files of others, of a .npz; nothing in it is unpickled."""
+    """Mean [D], covariance [D, D] and meta of a .npz of mu and sigma; nothing in it is unpickled.
+
+    As pytorch-fid and EDM publish them, without a meta and a count, or as `moments.write_npz` writes them.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a .npz with mu and sigma")

@@ -121,7 +121,8 @@ def of_summary(path: Path, content: dict[str, Any]) -> dict[str, Row]:
     protocol, rows = content["protocol"], {}
     for cell in content["cells"]:
         varied = {name: cell[name] for name in ("sampler", "steps") if name in cell}
-        name = key_of(varied | {"kind": cell["jump"], "skip": cell["skip"]})
+        where = "level" if cell.get("by") == "level" else "skip"
+        name = key_of(varied | {"kind": cell["jump"], where: cell[where]})
         rows[name] = Row({name: value for name, value in numbers(cell).items() if name not in KEY}, protocol)
     if content.get("floor"):
         floor = content["floor"]

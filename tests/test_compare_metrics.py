@@ -107,6 +107,18 @@ def test_summaries_and_a_summary_beside_its_cells(tmp_path, capsys) -> None:
     assert "(margin: absent in A, 0.02 in B)" in capsys.readouterr().err
 
 
+def test_a_summary_of_several_solvers_has_the_keys_of_its_cells(tmp_path, capsys) -> None:
+    solver = {"sampler": "heun", "steps": 18, "jump": "gaussian", "skip": 4, "level": 9.5}
+    cells = [solver | {"by": "skip", "distance": 1.0}, solver | {"by": "level", "distance": 2.0}]
+    content = {"format": 1, "kind": "recommended skip", "distance": "Frechet distance", "cells": cells}
+    arrays.write_json(tmp_path / "recommendation.json", content | {"protocol": PROTOCOL})
+    for where, value in (({"skip": 4}, 1.0), ({"level": 9.5}, 2.0)):
+        key = {"sampler": "heun", "steps": 18, "kind": "gaussian", **where}
+        results.write_cell(tmp_path / "cells", key, {"distance": value}, PROTOCOL)
+    assert run(tmp_path / "recommendation.json", tmp_path / "cells") == 0
+    assert sorted(row[2:4] for row in rows(capsys.readouterr().out)) == [["1", "1"], ["2", "2"]]
+
+
 def test_mistakes_are_sentences(tmp_path, capsys) -> None:
     good = write(tmp_path / "a", {0: 10.0, 4: 12.0})
     elsewhere = tmp_path / "far"

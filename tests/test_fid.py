@@ -10,7 +10,7 @@ import torch
 
 from diffusion_model import fid
 from diffusion_model.fid import KernelStream, Normal, frechet_distance, kernel_distance, mmd, symmetric_root
-from diffusion_model.moments import Moments
+from diffusion_model.moments import Moments, write_npz
 
 
 def normal_rows(seed: int, count: int, dimension: int) -> torch.Tensor:
@@ -198,10 +198,11 @@ def test_bad_features_are_sentences() -> None:
 def test_statistics_of_others(tmp_path: Path) -> None:
     moments = random_moments(0, 5, 20)
     path = tmp_path / "held.npz"
-    fid.write_statistics(path, moments.mean, moments.covariance, extractor="inception", n=20)
+    moments.meta["extractor"] = "inception"
+    write_npz(path, moments)
     mean, covariance, rest = fid.read_statistics(path)
     assert torch.equal(mean, moments.mean) and torch.equal(covariance, moments.covariance)
-    assert rest == {"extractor": "inception", "n": 20}
+    assert rest == {"extractor": "inception"}
     for sentence, content in {
         "holds sigma: expected mu and sigma": {"sigma": np.eye(3)},
         "not a .npz of plain arrays": {"mu": np.array([None, {}], dtype=object), "sigma": np.eye(2)},
