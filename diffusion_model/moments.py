@@ -30,7 +30,7 @@ from diffusion_model import arrays, data, passes, ranks
 ROWS = 2**15  # 255^2 * ROWS < 2^31
 STRIP = 1536  # columns of a product: wide enough to be fast, narrow enough to skip most of the lower triangle
 EXACT = 1024  # rows whose centred products float32 sums exactly: 128^2 * EXACT = 2^24
-BATCH = 2**26  # bytes of images at once; what is read once more for each batch is the D x D sum
+BATCH = 2**25  # bytes of images at once; what is read once more for each batch is the D x D sum
 
 
 class Moments:

@@ -48,7 +48,7 @@ def eigen(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # the transpose of a symmetric matrix is itself, in the order of LAPACK: no copy is made
     matrix = covariance.numpy().T
     values, vectors = scipy.linalg.eigh(matrix, driver="evd", overwrite_a=True, check_finite=False)
-    return torch.from_numpy(values[::-1].copy()), torch.from_numpy(vectors).flip(1)
+    return torch.from_numpy(values[::-1].copy()), torch.from_numpy(np.ascontiguousarray(vectors[:, ::-1]))
 
 
 def of_directions(
