@@ -36,11 +36,11 @@ TRAIN_FEATURES = {
     "smoke":                 (1_280,        8),
 }  # fmt: skip
 
-# sweep_skips                n     steps  skips                                  other_skips     batch
+# sweep_skips                n    samplers               steps  skips                    other_skips  batch
 SWEEP_SKIPS = {
-    "embedded":              (500,    18, (0, 4, 6, 8, 10, 12),                  (8, 12),                  125),
-    "FashionMNIST":          (500,    18, (0, 2, 4, 5, 6, 8, 10),                (6, 10),                  125),
-    "smoke":                 (40,      4, (0, 1, 3),                             (1,),             40),
+    "embedded":              (500, ("heun", "dpmpp-2m"),   18, (0, 4, 6, 8, 10, 12),     (8, 12),       125),
+    "FashionMNIST":          (500, ("heun", "dpmpp-2m"),   18, (0, 2, 4, 5, 6, 8, 10),   (6, 10),       125),
+    "smoke":                 (40,  ("heun",),               4, (0, 1, 3),                (1,),           40),
 }  # fmt: skip
 
 # compare_scores             n    levels
@@ -63,7 +63,7 @@ def get_config(preset: str) -> ConfigDict:
     granularity, seeds, width, steps, batch, learning_rate, check_every = ESTIMATE_MI[preset]
     rates, epochs, fits, mixing_rates, mixing_epochs, mixing_fits, images_a_step, dropout, *widths = CLASSIFY[preset]
     images, features_width = TRAIN_FEATURES[preset]
-    n, solver_steps, skips, other_skips, samples = SWEEP_SKIPS[preset]
+    n, samplers, solver_steps, skips, other_skips, samples = SWEEP_SKIPS[preset]
     compared, levels = COMPARE_SCORES[preset]
     return ConfigDict(
         {
@@ -92,7 +92,8 @@ def get_config(preset: str) -> ConfigDict:
             "get_parameters": {"split": "train"},
             "sweep_skips": {
                 "n": n,
-                "steps": solver_steps,
+                "samplers": samplers,
+                "steps": (solver_steps,),
                 "skips": skips,
                 "other_skips": other_skips,
                 "batch": samples,

@@ -4,7 +4,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ import torch
 from diffusion_model import arrays, checkpoint, data, experiment
 from diffusion_model.score_model import ScoreModel
 from linear_structure.gaussian import Gaussian, closed_forms
+from linear_structure.mixture import Mixture
 
+Form = TypeVar("Form", Gaussian, Mixture)
 RUN = Path("runs/edm-cifar10")
 PARAMS = Path("gaussian_params")
 
@@ -74,10 +76,19 @@ def open_inputs(run: Path, params: Path, root: Path, step: int | None, device: t
 
 def load_matching(params: Path, record: dict[str, Any]) -> Gaussian:
     """The statistics in `params`, in the model space of the run with this record; those of other images are refused."""
-    name = record["data"]["name"]
-    command = f"`python linear_structure/get_parameters.py {name} gaussian {params}`"
-    gaussian = Gaussian.load(params, f"run {command} first")
-    meta = gaussian.meta
+    command = f"`python linear_structure/get_parameters.py {record['data']['name']} gaussian {params}`"
+    return _matching(Gaussian.load(params, f"run {command} first"), params, record, command)
+
+
+def load_mixture(params: Path, record: dict[str, Any]) -> Mixture:
+    """The mixture in `params` likewise."""
+    command = f"`python linear_structure/get_parameters.py {record['data']['name']} mixture {params} --components N`"
+    return _matching(Mixture.load(params, f"run {command} first"), params, record, command)
+
+
+def _matching(form: Form, params: Path, record: dict[str, Any], command: str) -> Form:
+    """The closed form mapped to the run's model space, once it is known to be of the run's images."""
+    name, meta = record["data"]["name"], form.meta
     missing = {"dataset", "data_hash", "shape"} - meta.keys()
     if missing:
         raise ValueError(f"{params} does not say of which images it is (no {sorted(missing)}): run {command}")
@@ -96,11 +107,9 @@ def load_matching(params: Path, record: dict[str, Any]) -> Gaussian:
             f"{params} was made from other images of {name} than the run was trained on (the hashes differ): "
             f"remove it and run {command}"
         )
-    if gaussian.dimension != int(np.prod(record["shape"])):
-        raise ValueError(
-            f"{params} has {gaussian.dimension} dimensions, expected {list(record['shape'])}: run {command}"
-        )
-    return gaussian.mapped(data.Scaling.from_dict(record["scaling"]), tuple(record["shape"]))
+    if form.dimension != int(np.prod(record["shape"])):
+        raise ValueError(f"{params} has {form.dimension} dimensions, expected {list(record['shape'])}: run {command}")
+    return form.mapped(data.Scaling.from_dict(record["scaling"]), tuple(record["shape"]))
 
 
 def fingerprint(params: Path) -> str:

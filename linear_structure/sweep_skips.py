@@ -1,37 +1,73 @@
-"""How many solver steps can the Gaussian jump replace? The distance to the data against the number of steps skipped.
+"""How many solver steps can the Gaussian jump replace? The distance to the data against what is skipped.
 
-RUN is a run of mode none and PARAMS the folder of get_parameters.py. For each number K of skipped steps the same start
-noise is taken from the first to the K-th level of the solver's own grid in one closed-form jump, and the solver does the
-rest. Kinds of jump: gaussian, isotropic (mean and variance), mean (mean only). One cell a (kind, K) goes to
-RUN/sweeps/NAME/; the same command again fills what is missing. Beside them lies the distance of as many real images.
+RUN is a run of mode none and PARAMS the folder of get_parameters.py. Every cell starts from the same noise, jumps in one
+closed form from the first level of the solver's grid to a lower one, and the solver does the rest:
+
+    --skips K ...       to the K-th level of the solver's own grid, of which the rest remains: K steps are saved
+    --to-levels L ...   to any level L, from which all steps are spread anew: evaluations stay, the grid is finer
+                        (what Wang & Vastola 2024 tabulate against the number of evaluations)
+
+for every sampler, every number of steps (or of evaluations) and every kind of jump: gaussian, isotropic (mean and
+variance), mean (mean only), mixture (the folder --mixture; its flow is integrated without the network). The plain solver
+of as many steps is the partner that a cell is measured against. A cell's JSON and arrays lie in RUN/sweeps/NAME/; the same
+command again fills what is missing. Beside them lies the distance of as many real images.
 
   python linear_structure/sweep_skips.py runs/edm-synthetic16 gaussian_params --features classifier --n 1000
-  python linear_structure/process_experiments_with_skips.py runs/edm-synthetic16
+  python linear_structure/sweep_skips.py runs/edm-cifar10 gaussian_params --name budgets --samplers heun dpmpp-2m \
+    --evaluations 5 8 10 15 25 --to-levels 40 20 10 5 2.5 1
+  python linear_structure/sweep_skips.py runs/edm-cifar10 gaussian_params --recommend
 
-Under torchrun the first rank makes the plain solver's cell, then all share the others.
-Then process_experiments_with_skips.py makes the figure and recommends a number of steps.
+Under torchrun the ranks share the plain solvers' cells and then all others; process_experiments_with_skips.py makes tables
+and figures and recommends a skip. --recommend does without: it halves the range of skips until the largest is found that
+changes the distance by no more than --margin, for the first kind, and says how sure that is. Where PARAMS does not
+exist it computes the statistics first.
 """
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from diffusion_model import arrays, data, experiment, features, ranks, results
+from diffusion_model import arrays, checkpoint, data, experiment, features, fid, ranks, results
 from diffusion_model.data import Scaling
 from diffusion_model.experiment import AtLeast
-from diffusion_model.moments import Moments
-from diffusion_model.samplers import SAMPLERS, Denoiser, edm_levels, evaluations
-from linear_structure import inputs
-from linear_structure.gaussian import Gaussian
-from linear_structure.intervals import distance
+from diffusion_model.samplers import GRIDS, SAMPLERS, Denoiser, evaluations, make_levels, steps_within
+from linear_structure import get_parameters, inputs, intervals, process_experiments_with_skips
+from linear_structure.flow import ClosedForm
+from linear_structure.intervals import Estimate, Margin
 
-KINDS = ("gaussian", "isotropic", "mean")
+KINDS = ("gaussian", "isotropic", "mean", "mixture")
+SKIPS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
 SHOWN = 16  # samples kept as images in each cell
+SUBSET = 1000  # samples of one estimate of the kernel distance, of enough of them (Binkowski et al. 2018)
+
+
+class Cell(NamedTuple):
+    """One point of a sweep: after a jump to the level `skip` of the solver's grid, or else to any level."""
+
+    sampler: str
+    steps: int
+    kind: str = "none"
+    skip: int = 0
+    level: float | None = None
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What names it on disk."""
+        where = {"skip": self.skip} if self.level is None else {"level": self.level}
+        return {"sampler": self.sampler, "steps": self.steps, "kind": self.kind, **where}
+
+    @property
+    def plain(self) -> "Cell":
+        """The cell without a jump that it is measured against."""
+        return Cell(self.sampler, self.steps)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.key.items())
 
 
 def make_parser() -> experiment.Parser:
@@ -39,14 +75,26 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, prog="sweep_skips.py")
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", default=inputs.RUN, help="a run of mode none")
     parser.add_argument("params", metavar="PARAMS", type=Path, nargs="?", default=inputs.PARAMS, help="its statistics")
-    parser.add_argument("--name", default="default", help="the sweep's folder in RUN/sweeps")
+    parser.add_argument("--name", help="the sweep's folder in RUN/sweeps (default: default, or recommend)")
+    known = " ".join(map(str, SKIPS))
     parser.add_argument(
-        "--skips", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12], help="numbers of skipped steps"
+        "--skips", type=int, nargs="+", help=f"numbers of skipped steps (default: {known}; none with --to-levels)"
     )
+    parser.add_argument("--to-levels", metavar="L", type=float, nargs="+", help="levels to jump to, all steps below")
     parser.add_argument("--kinds", nargs="+", default=["gaussian", "isotropic"], choices=KINDS, help="kinds of jump")
     parser.add_argument("--other-skips", type=int, nargs="+", help="skips of all kinds but gaussian (default: --skips)")
-    parser.add_argument("--sampler", default="heun", choices=tuple(SAMPLERS), help="solver")
-    parser.add_argument("--steps", type=AtLeast(2), default=18, help="solver steps")
+    parser.add_argument("--mixture", metavar="DIR", type=Path, help="statistics of the kind mixture")
+    parser.add_argument("--samplers", nargs="+", default=["heun"], choices=tuple(SAMPLERS), help="solvers")
+    parser.add_argument("--steps", type=AtLeast(2), nargs="+", default=[18], help="solver steps")
+    parser.add_argument(
+        "--evaluations",
+        type=AtLeast(1),
+        nargs="+",
+        help="in place of --steps: as many as stay within so many evaluations",
+    )
+    parser.add_argument(
+        "--grid", default="edm", choices=tuple(GRIDS), help="levels: EDM's, even in ln level, or in time"
+    )
     parser.add_argument("--level-min", type=float, help="last level above 0 (default: the run's)")
     parser.add_argument("--level-max", type=float, help="first level (default: the run's)")
     parser.add_argument("--n", type=AtLeast(4), default=1000, help="samples in each cell; 50000 for a FID to be cited")
@@ -55,6 +103,14 @@ def make_parser() -> experiment.Parser:
         "--features", default="inception", choices=tuple(features.FEATURES), help="feature space of the distance"
     )
     parser.add_argument("--weights", type=Path, help="file of pytorch-fid's Inception weights (default: downloaded)")
+    parser.add_argument(
+        "--save-images", action="store_true", help=f"keep all samples as images, not only {SHOWN} a cell"
+    )
+    parser.add_argument("--recommend", action="store_true", help="search for the largest safe skip and say it")
+    parser.add_argument("--margin", type=Margin(0.0), default=0.01, help="of --recommend: accepted increase, or spread")
+    parser.add_argument(
+        "--blocks", type=AtLeast(2), default=20, help="of --recommend: blocks of seeds for the intervals"
+    )
     parser.add_argument("--batch", type=AtLeast(1), default=250, help="samples at once")
     parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
@@ -65,25 +121,94 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    cells = plan(args.kinds, args.skips, args.skips if args.other_skips is None else args.other_skips, args.steps)
-    with ranks.session(experiment.choose_device(args.device)) as device:
-        return sweep(args, cells, device)
+    skips = list(SKIPS) if args.skips is None and args.to_levels is None and not args.recommend else args.skips
+    chosen = budgets(args.samplers, args.steps, args.evaluations)
+    cells = plan(chosen, args.kinds, skips, args.other_skips, args.to_levels or (), given=args.skips is not None)
+    if "mixture" in args.kinds and args.mixture is None:
+        raise experiment.UsageError("--kinds mixture: pass its statistics with --mixture DIR")
+    if args.recommend:
+        check_recommend(args, chosen)
+    device, root = experiment.choose_device(args.device), data.root(args.data)
+    if args.recommend and not arrays.is_finished(args.params):
+        name = checkpoint.read_run(args.run)["data"]["name"]
+        get_parameters.main([name, "gaussian", str(args.params), "--data", str(root)])
+    with ranks.session(device) as device:
+        return sweep(args, cells, root, device)
 
 
-def sweep(args: Any, cells: list[tuple[str, int]], device: torch.device) -> int:
-    """Open what the cells need, and make those that are missing."""
-    folder, root = inputs.sweep_folder(args.run, args.name), data.root(args.data)
+def budgets(samplers: Sequence[str], steps: Sequence[int], within: Sequence[int] | None) -> dict[str, list[int]]:
+    """Numbers of steps of each sampler, from the least: those given, or the most within each number of evaluations."""
+    if within is None:
+        return {sampler: sorted(set(steps)) for sampler in dict.fromkeys(samplers)}
+    try:
+        return {sampler: sorted({steps_within(sampler, budget) for budget in within}) for sampler in samplers}
+    except ValueError as error:
+        raise experiment.UsageError(f"--evaluations: {error}") from None
+
+
+def plan(
+    chosen: Mapping[str, Sequence[int]],
+    kinds: Sequence[str],
+    skips: Sequence[int] | None,
+    other: Sequence[int] | None = None,
+    levels: Sequence[float] = (),
+    given: bool = True,
+) -> list[Cell]:
+    """The cells, each plain solver before those measured against it.
+
+    More skips than a solver has steps are refused; those that were not given but come by default are left out.
+    """
+    cells = []
+    kinds = sorted(set(kinds), key=KINDS.index)
+    for sampler, counts in chosen.items():
+        for steps in counts:
+            wanted = [skip for skip in skips or () if given or skip < steps]
+            for skip in (*wanted, *(other or ())):
+                if not 0 <= skip <= steps - 1:
+                    raise experiment.UsageError(
+                        f"--skips {skip}: a solver of {steps} steps can skip from 0 to {steps - 1}"
+                    )
+            cells.append(Cell(sampler, steps))
+            for kind in kinds:
+                of_kind = wanted if kind == "gaussian" or other is None else other
+                cells += [Cell(sampler, steps, kind, skip) for skip in sorted(set(of_kind) - {0})]
+                cells += [Cell(sampler, steps, kind, level=float(level)) for level in sorted(set(levels), reverse=True)]
+    return cells
+
+
+def check_recommend(args: Any, chosen: Mapping[str, Sequence[int]]) -> None:
+    """Refuse what a search for one number cannot serve (UsageError)."""
+    if len(chosen) != 1 or any(len(counts) != 1 for counts in chosen.values()) or args.to_levels:
+        raise experiment.UsageError(
+            "--recommend finds one number of skips: give one sampler, one --steps, no --to-levels"
+        )
+    if args.blocks > args.n // 2:
+        raise experiment.UsageError(f"--blocks {args.blocks}: {args.n} samples make 2 to {args.n // 2} blocks")
+
+
+def sweep(args: Any, cells: list[Cell], root: Path, device: torch.device) -> int:
+    """Open what the cells need, and make those that are missing or search among them."""
+    folder = inputs.sweep_folder(
+        args.run, ("recommend" if args.recommend else "default") if args.name is None else args.name
+    )
     given = inputs.open_inputs(args.run, args.params, root, args.step, device)
     train = given.split("train")
     extractor = features.open_extractor(args.features, train, root, args.weights, device)
     low, high = level_range(given, args.level_min, args.level_max)
-    levels = edm_levels(args.steps, low, high)
-    protocol = given.protocol | {
-        "sampler": args.sampler, "steps": args.steps, "level_min": low, "level_max": high, "n": args.n,
-        "seed_base": args.seed_base, "features": args.features, "weights": extractor.fingerprint,
-        "distance": extractor.distance, "reference": f"all {len(train)} training images",
-    }  # fmt: skip
+    cells = within_levels(cells, low, high)
+
+    def grid(steps: int, first: float | None = None) -> torch.Tensor:
+        return make_levels(args.grid, given.model.sde, steps, low, high if first is None else first)
+
+    for steps in {cell.steps for cell in cells}:
+        grid(steps)  # refused before anything is made
     reference = ranks.first_makes(lambda: features.reference(extractor, train, root))
+    protocol = given.protocol | {
+        "grid": args.grid, "level_min": low, "level_max": high, "n": args.n, "seed_base": args.seed_base,
+        "features": args.features, "weights": extractor.fingerprint, "distance": extractor.distance,
+        "kernel_distance": extractor.kernel_distance, "kernel_subset": kernel_subset(args.n, reference),
+        "reference": f"all {len(train)} training images",
+    }  # fmt: skip
     if ranks.first() and not arrays.is_finished(folder / "reference"):
         reference.moments.save(folder / "reference")
     if args.n <= extractor.dimension and ranks.first():
@@ -92,8 +217,19 @@ def sweep(args: Any, cells: list[tuple[str, int]], device: torch.device) -> int:
             "with each other only",
             file=sys.stderr,
         )
-    made = Sweep(folder, protocol, levels, range(args.seed_base, args.seed_base + args.n), args.batch, reference)
-    failed = made.run(cells, given.model.denoise, given.forms, given.model.scaling, extractor, device)
+    seeds = range(args.seed_base, args.seed_base + args.n)
+    made = Sweep(folder, protocol, grid, seeds, args.batch, reference, args.n if args.save_images else SHOWN)
+    forms: dict[str, ClosedForm] = dict(given.forms)
+    if "mixture" in args.kinds:
+        forms["mixture"] = inputs.load_mixture(args.mixture, given.record)
+        made.of_kind["mixture"] = {"mixture": inputs.fingerprint(args.mixture)}
+
+    def make(cells: list[Cell]) -> list[str]:
+        return made.run(cells, given.model.denoise, forms, given.model.scaling, extractor, device)
+
+    if args.recommend:
+        return recommend(args, made, cells, make, lambda: made.floor(given.split("test"), extractor))
+    failed = make(cells)
     if not ranks.first():
         return 0  # the first rank tells all that failed
     made.floor(given.split("test"), extractor)
@@ -102,151 +238,189 @@ def sweep(args: Any, cells: list[tuple[str, int]], device: torch.device) -> int:
     return 1 if failed else 0
 
 
-def plan(kinds: Sequence[str], skips: Sequence[int], other: Sequence[int], steps: int) -> list[tuple[str, int]]:
-    """The cells (kind, skip), the plain solver first; more skips than the solver has steps are refused."""
-    for skip in (*skips, *other):
-        if not 0 <= skip <= steps - 1:
-            raise experiment.UsageError(f"--skips {skip}: a solver of {steps} steps can skip from 0 to {steps - 1}")
-    cells = [("none", 0)]
-    for kind in sorted(set(kinds), key=KINDS.index):
-        cells += [(kind, skip) for skip in sorted(set(skips if kind == "gaussian" else other) - {0})]
-    return cells
-
-
 def level_range(given: inputs.Inputs, low: float | None, high: float | None) -> tuple[float, float]:
     """The solver's levels in model space: those given, else those of the run's noise process."""
     ends = given.model.sde.level_range()
     return (ends[0] if low is None else low, ends[1] if high is None else high)
 
 
+def within_levels(cells: list[Cell], low: float, high: float) -> list[Cell]:
+    """The cells without jumps to the first level itself, which are the plain solver's; levels outside are refused."""
+    for level in {cell.level for cell in cells if cell.level is not None}:
+        if not low < level <= high:
+            raise experiment.UsageError(f"--to-levels {level:g}: expected levels above {low:g} and up to {high:g}")
+    return [cell for cell in cells if cell.level != high]
+
+
+def kernel_subset(n: int, reference: features.Reference) -> int | None:
+    """Rows of one estimate of the kernel distance: at least 4 of them where there are fewer than 4 x SUBSET samples."""
+    return None if reference.kept is None else max(2, min(SUBSET, n // 4, len(reference.kept)))
+
+
 def draw(
     denoise: Denoiser,
-    jump: Gaussian | None,
+    jump: ClosedForm | None,
     sampler: str,
+    first: float | torch.Tensor,
     levels: torch.Tensor,
-    skip: int,
     seeds: Sequence[int],
     shape: Sequence[int],
     batch: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[torch.Tensor]:
-    """Batches of samples [B, *shape] in model space: the jump over `skip` steps, then the solver; row i belongs to seed i."""
+    """Batches of samples [B, *shape] in model space: noise at the first level, the jump, the solver on `levels`.
+
+    Row i belongs to seed i. Without a jump `levels` begin at the first level.
+    """
     for start in range(0, len(seeds), batch):
-        x = levels[0].float() * experiment.sample_noise("start", seeds[start : start + batch], shape).to(device)
-        if skip:
-            x = jump.teleport(x, levels[0], levels[skip])
-        *_, x = SAMPLERS[sampler][0](denoise, x, levels[skip:])
+        x = float(first) * experiment.sample_noise("start", seeds[start : start + batch], shape).to(device)
+        if jump is not None:
+            x = jump.teleport(x, first, levels[0])
+        *_, x = SAMPLERS[sampler].run(denoise, x, levels)
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"the solver left the finite numbers for seeds from {seeds[start]}")
         yield x
 
 
 class Sweep:
-    """The cells of one sweep in `folder`: made if missing, measured against the plain solver and the reference."""
+    """The cells of one sweep in `folder`: made if missing, measured against the plain solver and the reference.
+
+    grid(steps, first): the solver's levels from a first one, by default its own highest; shown: samples kept as images.
+    """
 
     def __init__(
         self,
         folder: Path,
         protocol: dict[str, Any],
-        levels: torch.Tensor,
+        grid: Callable[..., torch.Tensor],
         seeds: Sequence[int],
         batch: int,
         reference: features.Reference,
+        shown: int = SHOWN,
     ) -> None:
-        self.folder, self.protocol, self.levels = Path(folder), protocol, levels
-        self.seeds, self.batch, self.reference = seeds, batch, reference
+        self.folder, self.protocol, self.grid = Path(folder), protocol, grid
+        self.seeds, self.batch, self.reference, self.shown = seeds, batch, reference, min(shown, len(seeds))
+        self.of_kind: dict[str, dict[str, Any]] = {}  # what else decides the cells of a kind
+
+    def levels(self, cell: Cell) -> torch.Tensor:
+        """The levels that are left to the solver."""
+        return self.grid(cell.steps)[cell.skip :] if cell.level is None else self.grid(cell.steps, cell.level)
+
+    def protocol_of(self, cell: Cell) -> dict[str, Any]:
+        """What decides a cell beside its key."""
+        return self.protocol | self.of_kind.get(cell.kind, {})
 
     def run(
         self,
-        cells: list[tuple[str, int]],
+        cells: list[Cell],
         denoise: Denoiser,
-        forms: dict[str, Gaussian],
+        forms: Mapping[str, ClosedForm],
         scaling: Scaling,
         extractor: Callable[[torch.Tensor], torch.Tensor],
         device: torch.device | str = "cpu",
     ) -> list[str]:
         """Fill the missing cells with any denoiser and its closed forms; returns the sentences of those that failed.
 
-        The plain solver's cell comes first, for every other is measured against it; ranks share the others.
+        The plain solvers' cells come first, for every other is measured against one; ranks share them, then the others.
         """
-        missing = [tuple(cell) for cell in ranks.from_first([cell for cell in cells if not self.is_there(*cell)])]
-        each = [evaluations(self.protocol["sampler"], self.levels[skip:]) for _, skip in missing]
-        work = sum(each) * len(self.seeds)
+        missing = [Cell(*cell) for cell in ranks.from_first([cell for cell in cells if not self.is_there(cell)])]
+        work = sum(evaluations(cell.sampler, self.levels(cell)) for cell in missing) * len(self.seeds)
         if missing and ranks.first():
             print(f"{self.folder}: {len(missing)} of {len(cells)} cells to make, {work:,} evaluations", file=sys.stderr)
+        if missing:  # what the first evaluation sets up would count as the first cell's time
+            with torch.no_grad():
+                denoise(torch.zeros(1, *self.protocol["shape"], device=device), torch.tensor(1.0, device=device))
 
-        def attempt(kind: str, skip: int) -> list[str]:
+        def attempt(cell: Cell) -> list[str]:
             try:
-                self.make(kind, skip, denoise, forms.get(kind), scaling, extractor, device)
+                self.make(cell, denoise, forms.get(cell.kind), scaling, extractor, device)
             except (ValueError, RuntimeError, FloatingPointError) as error:
-                results.write_cell(self.folder, {"kind": kind, "skip": skip}, {"error": str(error)}, self.protocol)
-                return [f"kind {kind}, skip {skip}: {error}"]
+                results.write_cell(self.folder, cell.key, {"error": str(error)}, self.protocol_of(cell))
+                return [f"{cell}: {error}"]
             return []
 
-        if ("none", 0) in missing:
-            missing.remove(("none", 0))
-            failed = ranks.from_first(attempt("none", 0) if ranks.first() else [])
-            if failed:
-                return failed
+        plain = [cell for cell in missing if cell == cell.plain]
+        failed = self._share(plain, attempt)
+        lost = [] if not failed else [cell for cell in plain if not self.is_there(cell)]
+        others = [cell for cell in missing if cell != cell.plain and cell.plain not in lost]
+        return failed + self._share(others, attempt)
+
+    def _share(self, cells: list[Cell], attempt: Callable[[Cell], list[str]]) -> list[str]:
+        """Every rank makes its share; the sentences of all ranks' failures."""
         failed = []
-        for kind, skip in experiment.progress(ranks.deal(missing), "sweep", "cell"):
-            failed += attempt(kind, skip)
+        for cell in experiment.progress(ranks.deal(cells), "sweep", "cell"):
+            failed += attempt(cell)
         return [sentence for of_rank in ranks.collect(failed) for sentence in of_rank]
 
-    def is_there(self, kind: str, skip: int) -> bool:
-        """Whether a cell is finished, with its features."""
-        cell = results.finished(self.folder, {"kind": kind, "skip": skip}, self.protocol)
-        return cell is not None and arrays.is_finished(self.beside(kind, skip))
+    def is_there(self, cell: Cell) -> bool:
+        """Whether a cell is finished, with its features and as many images as are wanted."""
+        if results.finished(self.folder, cell.key, self.protocol_of(cell)) is None:
+            return False
+        beside = self.beside(cell.key)
+        if not arrays.is_finished(beside):
+            return False
+        held = arrays.read_meta(beside, "sweep cell", "remove it")["arrays"]
+        return held["images"]["shape"][0] >= self.shown
 
-    def beside(self, kind: str, skip: int) -> Path:
+    def beside(self, key: dict[str, Any]) -> Path:
         """The folder of a cell's arrays, beside its JSON."""
-        return results.cell_path(self.folder, kind=kind, skip=skip).with_suffix("")
+        return results.cell_path(self.folder, **key).with_suffix("")
+
+    def codes(self, cell: Cell) -> np.ndarray:
+        """The features [N, F] of a finished cell."""
+        return arrays.read_folder(self.beside(cell.key), "sweep cell")[0]["features"]
 
     def make(
         self,
-        kind: str,
-        skip: int,
+        cell: Cell,
         denoise: Denoiser,
-        jump: Gaussian | None,
+        jump: ClosedForm | None,
         scaling: Scaling,
         extractor: Callable[[torch.Tensor], torch.Tensor],
         device: torch.device | str,
     ) -> None:
-        """Sample, extract and measure one cell."""
-        start, seconds = time.monotonic(), 0.0
-        shape, sampler = self.protocol["shape"], self.protocol["sampler"]
-        codes, images, drifts, states = [], [], [], []
-        plain = None if kind == "none" else arrays.read_folder(self.beside("none", 0), "sweep cell")[0]["states"]
-        done = 0
-        for x in draw(denoise, jump, sampler, self.levels, skip, self.seeds, shape, self.batch, device):
-            seconds += time.monotonic() - start
-            pixels = scaling.to_pixels(x)
+        """Sample, extract and measure one cell, batch by batch; the plain solver's states stay on disk for the drifts."""
+        own, levels, folder = self.grid(cell.steps), self.levels(cell), self.beside(cell.key)
+        shape = self.protocol["shape"]
+        plain = cell == cell.plain
+        beside = None if plain else arrays.read_folder(self.beside(cell.plain.key), "sweep cell")[0]["states"]
+        held = open_arrays(folder, len(self.seeds), shape, self.shown, states=plain)
+        codes, done, clocks = [], 0, (time.monotonic, busy_clock(device))
+        spent, start = np.zeros(2), [clock() for clock in clocks]
+        for x in draw(denoise, jump, cell.sampler, own[0], levels, self.seeds, shape, self.batch, device):
+            spent += [clock() - before for clock, before in zip(clocks, start, strict=True)]
+            rows = slice(done, done + len(x))
+            pixels, x = scaling.to_pixels(x), x.float().cpu()
             codes.append(extractor(pixels).numpy())
-            if done < SHOWN:
-                images.append(pixels.cpu().numpy())
-            x = x.cpu()
-            if plain is None:
-                states.append(x.numpy())
+            if done < self.shown:
+                held["images"][rows] = pixels[: self.shown - done].cpu().numpy()
+            if plain:
+                held["states"][rows] = x.numpy()
             else:
-                drifts.append((x - torch.from_numpy(np.array(plain[done : done + len(x)]))).flatten(1).norm(dim=1))
+                held["drift"][rows] = (x - torch.from_numpy(np.array(beside[rows]))).flatten(1).norm(dim=1).numpy()
             done += len(x)
-            start = time.monotonic()
-        content = {"features": np.concatenate(codes), "images": np.concatenate(images)[:SHOWN]}
-        if plain is None:
-            content["states"] = np.concatenate(states)
-        arrays.write_folder(self.beside(kind, skip), "sweep cell", content, key={"kind": kind, "skip": skip})
-        value = {
-            "distance": self.distance(content["features"]),
-            "level": float(self.levels[skip]),
-            "evaluations": evaluations(sampler, self.levels[skip:]),
-            "drift": float(torch.cat(drifts).mean()) if drifts else 0.0,
-            "seconds": round(seconds, 3),
+            start = [clock() for clock in clocks]
+        drift = float(held["drift"].mean(dtype=np.float64))
+        arrays.write_array(folder / "features.npy", np.concatenate(codes))
+        close_arrays(held, folder, cell.key)
+        value = self.measure(np.concatenate(codes)) | {
+            "level": float(levels[0]),
+            "skip": int((own > levels[0]).sum()),
+            "evaluations": evaluations(cell.sampler, levels),
+            "drift": drift,
+            "seconds": round(float(spent[0]), 3),
+            "busy_seconds": round(float(spent[1]), 3),
         }
-        results.write_cell(self.folder, {"kind": kind, "skip": skip}, value, self.protocol)
+        results.write_cell(self.folder, cell.key, value, self.protocol_of(cell))
 
-    def distance(self, codes: np.ndarray) -> float:
-        """Distance of features [N, F] to the reference."""
-        return distance(Moments(codes.shape[1]).update(codes), self.reference)
+    def measure(self, codes: np.ndarray) -> dict[str, float]:
+        """Distances of features [N, F] to the reference: Frechet and, where it holds features, kernel."""
+        found = {"distance": intervals.measure(codes, self.reference)}
+        size = self.protocol.get("kernel_subset")
+        if size is not None:
+            kernel = fid.KernelStream(self.reference.kept, size).update(codes).result()
+            found |= {"kernel_distance": kernel.value, "kernel_deviation": kernel.deviation}
+        return found
 
     def floor(self, test: data.Split, extractor: features.Extractor) -> None:
         """The distance of as many real images, from the test split, by a fixed draw; a sentence where it has too few."""
@@ -259,14 +433,91 @@ class Sweep:
         if len(test) < count:
             print(f"no real-against-real floor: {count} samples, but only {len(test)} test images", file=sys.stderr)
             return
-        if results.finished(self.folder, key, protocol) and arrays.is_finished(self.beside(**key)):
+        if results.finished(self.folder, key, protocol) and arrays.is_finished(self.beside(key)):
             return
         order = torch.randperm(len(test), generator=experiment.generator("floor", self.protocol["seed_base"]))
         rows = order[:count].numpy()
         codes = features.extract(extractor, test.images[rows], "real images")
         content = {"features": codes, "images": np.asarray(test.images[rows[:SHOWN]])}
-        arrays.write_folder(self.beside(**key), "sweep cell", content, key=key)
-        results.write_cell(self.folder, key, {"distance": self.distance(codes)}, protocol)
+        arrays.write_folder(self.beside(key), "sweep cell", content, key=key)
+        results.write_cell(self.folder, key, self.measure(codes), protocol)
+
+
+def busy_clock(device: torch.device | str) -> Callable[[], float]:
+    """Processor time on a CPU, which other processes there do not lengthen; on a GPU the time that passes."""
+    return time.process_time if torch.device(device).type == "cpu" else time.monotonic
+
+
+def open_arrays(folder: Path, n: int, shape: Sequence[int], shown: int, states: bool) -> dict[str, np.memmap]:
+    """Arrays on disk that are filled batch by batch: some images [shown, C, H, W], drifts [n] and, if asked, states."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "meta.json").unlink(missing_ok=True)  # unfinished until closed
+    wanted = {"images": (np.uint8, (shown, *shape)), "drift": (np.float32, (n,))}
+    wanted |= {"states": (np.float32, (n, *shape))} if states else {}
+    return {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, size)
+        for name, (dtype, size) in wanted.items()
+    }
+
+
+def close_arrays(held: dict[str, np.memmap], folder: Path, key: dict[str, Any]) -> None:
+    """Write what is in memory, and the folder's meta last."""
+    for array in held.values():
+        array.flush()
+    arrays.seal_folder(folder, "sweep cell", ["features", *held], key=key)
+
+
+def recommend(
+    args: Any, made: Sweep, cells: list[Cell], make: Callable[[list[Cell]], list[str]], floor: Callable[[], None]
+) -> int:
+    """Search for the largest safe skip of the first kind; write and say it."""
+    start, kind = cells[0], args.kinds[0]
+    offered = sorted({*(args.skips or range(start.steps))} - {0})
+    failed = make([start])
+    plain = None if failed else intervals.distances(made.codes(start), made.reference, args.blocks)
+
+    def change(skips: list[int]) -> list[Estimate]:
+        chosen = [start._replace(kind=kind, skip=skip) for skip in skips]
+        failed.extend(make(chosen))
+        if failed:
+            raise ValueError(failed[0])
+        found = (intervals.distances(made.codes(cell), made.reference, args.blocks) for cell in chosen)
+        return [intervals.increase(one, plain) for one in found]
+
+    if failed:
+        raise ValueError(failed[0])
+    search(change, offered, intervals.accepted(args.margin, plain), experiment.world())
+    if not ranks.first():
+        return 0
+    floor()
+    rows = process_experiments_with_skips.read_sweep(made.folder, args.blocks, "remove it and run the command again")
+    kept = {(*start.plain[:2], "none"), (*start.plain[:2], kind)}  # another search may have used the folder
+    rows = [row for row in rows if row["kind"] == "real" or (row["sampler"], row["steps"], row["kind"]) in kept]
+    summary = process_experiments_with_skips.summarise(rows, args.margin, args.blocks)
+    arrays.write_json(made.folder / "recommendation.json", summary | {"kind": "recommended skip"})
+    print(process_experiments_with_skips.sentence(summary, summary["lines"][0]))
+    print(made.folder / "recommendation.json")
+    return 0
+
+
+def search(
+    change: Callable[[list[int]], Iterable[Estimate]], offered: Sequence[int], margin: float, probes: int = 1
+) -> dict[int, Estimate]:
+    """Changes by skip, of the few that find the largest whose upper bound is within the margin; `offered` increase.
+
+    The range between the largest safe skip and the least unsafe one above it is cut by `probes` skips at a time.
+    """
+    found: dict[int, Estimate] = {}
+    low, high = -1, len(offered)  # positions: safe, unsafe
+    while high - low > 1:
+        count = min(probes, high - low - 1)
+        chosen = [offered[low + (high - low) * part // (count + 1)] for part in range(1, count + 1)]
+        found |= dict(zip(chosen, change(chosen), strict=True))
+        safe = [place for place, skip in enumerate(offered) if skip in found and found[skip].high <= margin]
+        low = max(safe, default=-1)
+        unsafe = [place for place, skip in enumerate(offered) if skip in found and place > low]
+        high = min(unsafe, default=len(offered))
+    return found
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ SHAPES = {  # what the claims and the report read of these files, as `arrays.exp
     "sweep": {
         "recommended": DISTANCE, "largest": DISTANCE, "floor?": ({"distance": float}, None), "distance": str, "n": int,
         "features": str, "jump": str, "margin": float, "protocol": dict,
+        "lines?": [{"sampler": str, "steps": int, "by": str, "recommended": {"skip": int, "level": float}}],
     },
     "attention": {"attributes": {...: {"most_attended": float, "images": int, "seeds": [int]}}},
     "information": {

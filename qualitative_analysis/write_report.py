@@ -112,6 +112,7 @@ class Drawing:
     caption: Caption
     command: str
     table: Callable[[Path], str] | None = None
+    optional: bool = False  # whether a study may do without
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def show(chapter: Chapter, workdir: Path) -> str:
     parts = []
     for drawing in chapter.drawings:
         found = sorted(workdir.glob(drawing.pattern))
+        if not found and drawing.optional:
+            continue
         if not found:
             parts.append(page.missing(f"{drawing.title} ({drawing.pattern})", drawing.command))
         for path in found:
@@ -357,7 +360,7 @@ def information_caption(path: Path, workdir: Path) -> str:
 
 
 def sweep_caption(path: Path, workdir: Path) -> str:
-    """Distance against skipped steps, or the samples behind it."""
+    """Distance against skipped steps, the map of levels and evaluations, or the samples behind them."""
     content = claims.read(path.with_name("summary.json"), "sweep")
     chosen, protocol = content["recommended"], content["protocol"]
     if path.stem == "samples":
@@ -365,14 +368,25 @@ def sweep_caption(path: Path, workdir: Path) -> str:
             f"The same start noise (columns) sampled with more and more steps replaced by the {content['jump']} jump (rows, from none); "
             f"{protocol.get('sampler', 'sampler')}, {protocol.get('steps', '?')} steps."
         )
+    if path.stem == "levels":
+        return (
+            f"{content['distance']} to the data after one closed-form jump to a level (rows; the first is the plain solver's own) from "
+            f"which all steps are spread anew, against network evaluations (columns); n = {content['n']} samples from paired seeds, "
+            f"features: {content['features']}. Framed: the least of a column."
+        )
     floor = content.get("floor")
     real = f" {content['n']} real images reach {floor['distance']:.4g} (dashed)." if floor else ""
+    first = {"sampler": protocol.get("sampler", "sampler"), "steps": protocol.get("steps", "?"), "recommended": chosen}
+    found = [
+        f"{one['sampler']} {one.get('by', 'skip')} {one['recommended'][one.get('by', 'skip')]:.3g} ({one['steps']} steps)"
+        for one in content.get("lines", [first])
+    ]
     return (
-        f"{content['distance']} to the data (vertical axis) against the number of first {protocol.get('sampler', 'sampler')} steps "
-        f"replaced by one closed-form jump (horizontal axis; network evaluations on top), n = {content['n']} samples from paired seeds, "
-        f"features: {content['features']}; bands are 95 % intervals over blocks of seeds. Recommended: skip {chosen['skip']} of "
-        f"{protocol.get('steps', '?')} steps, the largest whose upper paired bound lies within {content['margin']:.1%} of no skip.{real} "
-        "On the right, how far a sample moves from the one without skipping."
+        f"{content['distance']} to the data (vertical axis) against the number of the solver's first steps replaced by one closed-form "
+        f"jump (horizontal axis; network evaluations and saved time on top), n = {content['n']} samples from paired seeds, "
+        f"features: {content['features']}; bands are 95 % intervals over blocks of seeds. Recommended: {', '.join(found)}, the largest "
+        f"whose upper paired bound lies within {content['margin']:.1%} of no skip.{real} "
+        "The drift is how far a sample moves from the one without skipping."
     )
 
 
@@ -421,6 +435,7 @@ SCORE_DRAWINGS = (
 )
 SKIP_DRAWINGS = (
     Drawing("Distance against skipped steps", "runs/*/sweeps/*/distance.png", sweep_caption, SWEEP),
+    Drawing("Distance over level and evaluations", "runs/*/sweeps/*/levels.png", sweep_caption, SWEEP, optional=True),
     Drawing("Samples with more and more steps skipped", "runs/*/sweeps/*/samples.png", sweep_caption, SWEEP),
 )
 CHAPTERS = (
