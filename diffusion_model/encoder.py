@@ -49,13 +49,16 @@ class Block(nn.Module):
         self.norm0, self.conv0 = nn.BatchNorm2d(channels), nn.Conv2d(channels, out, 3, stride, padding=1)
         self.shift = nn.Linear(embedding, out)
         self.norm1, self.conv1 = nn.BatchNorm2d(out), nn.Conv2d(out, out, 3, padding=1)
-        self.skip = nn.Conv2d(channels, out, 1, stride) if channels != out or stride != 1 else nn.Identity()
+        self.skip = nn.Conv2d(channels, out, 1) if channels != out or stride != 1 else nn.Identity()
+        self.stride = stride
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """x [B, C, H, W], embedding [B, E] -> [B, out, H / stride, W / stride]."""
         h = self.conv0(F.relu(self.norm0(x)))
         h = h + self.shift(F.silu(embedding))[:, :, None, None]
-        return self.conv1(F.relu(self.norm1(h))) + self.skip(x)
+        # The skip sees every second pixel, as a 1x1 convolution with stride 2 does. That one writes beyond its memory on
+        # CPUs where there are fewer than 16 channels (oneDNN issue 6035, in torch up to 2.14).
+        return self.conv1(F.relu(self.norm1(h))) + self.skip(x[:, :, :: self.stride, :: self.stride])
 
 
 class Encoder(nn.Module):

@@ -1,9 +1,17 @@
 """The encoder's sizes are the paper's, its posterior's KL is torch's, and every parameter learns."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from torch.nn import functional as F
 
-from diffusion_model.encoder import Encoder, Posterior, widths
+from diffusion_model.encoder import Block, Encoder, Posterior, widths
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # Parameters of the original deterministic encoder, which carries an unused classifier (64k * 10 + 10) and one scalar.
 ORIGINAL = {
@@ -56,3 +64,26 @@ def test_gradients_reach_every_parameter():
     (posterior.kl().sum() + posterior.sample(torch.randn(4, 4)).sum()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+def test_the_skip_is_a_convolution_with_stride():
+    block = Block(4, 8, 2, 64)
+    x = torch.randn(2, 4, 6, 6)
+    strided = F.conv2d(x, block.skip.weight, block.skip.bias, stride=2)
+    assert torch.equal(block.skip(x[:, :, ::2, ::2]), strided)
+    assert block(x, torch.randn(2, 64)).shape == strided.shape
+
+
+def test_gradients_of_narrow_encoders_stay_within_their_memory():
+    """In a process of its own whose allocator looks for what was written beside a block (glibc's MALLOC_CHECK_)."""
+    script = """
+import torch
+from diffusion_model.encoder import Encoder
+for widen in (0.0625, 0.25, 0.5):
+    encoder = Encoder(3, widen, True).to(memory_format=torch.channels_last)
+    for _ in range(3):
+        encoder(torch.randn(8, 3, 64, 64), torch.rand(8)).mean.square().sum().backward()
+"""
+    environment = os.environ | {"MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
