@@ -8,7 +8,7 @@ again). Ranks share the images; sums are exact, so the statistics are those of o
 does not fit in --memory is decomposed at --rank from streams over the images, in float32.
 
   python linear_structure/get_parameters.py CIFAR10 gaussian gaussian_params
-  python linear_structure/get_parameters.py CIFAR10 gaussian class_params --class-conditional label --rank 500
+  python linear_structure/get_parameters.py CIFAR10 gaussian class_params --class-conditional class --rank 500
   python linear_structure/get_parameters.py CIFAR10 mixture mixture_params --components 10 --rank 100
   torchrun --nproc_per_node=8 linear_structure/get_parameters.py my-photos-256 gaussian photo_params --rank 1024
   python linear_structure/get_parameters.py synthetic16 gaussian gaussian_params --moments runs/drl-synthetic16/moments

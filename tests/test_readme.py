@@ -35,8 +35,11 @@ def test_the_lines_of_use_as_a_library_run(monkeypatch, tmp_path):
     Gaussian(mean, torch.zeros(4, 0), torch.zeros(0)).save(tmp_path / "gaussian_params")
     monkeypatch.setattr(checkpoint, "load_score_model", lambda run: Model())
     monkeypatch.chdir(tmp_path)
-    lines = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL).group(1)
+    first, second = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     held = {}
-    exec(lines, held)
+    exec(first, held)
+    start = held["x"]
+    exec(second, held)
+    assert held["levels"][0] == 20.0 and held["x"].shape == start.shape and not torch.equal(held["x"], start)
     assert held["pixels"].shape == (16, 1, 2, 2)
     assert (held["pixels"].float() - 191).abs().max() <= 1
