@@ -40,6 +40,6 @@ def test_the_lines_of_use_as_a_library_run(monkeypatch, tmp_path):
     exec(first, held)
     start = held["x"]
     exec(second, held)
-    assert held["levels"][0] == 20.0 and held["x"].shape == start.shape and not torch.equal(held["x"], start)
+    assert 0 < held["levels"][0] <= 20 and held["x"].shape == start.shape and not torch.equal(held["x"], start)
     assert held["pixels"].shape == (16, 1, 2, 2)
     assert (held["pixels"].float() - 191).abs().max() <= 1
