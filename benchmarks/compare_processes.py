@@ -45,8 +45,8 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--level-min", type=float, default=0.05, help="lowest level, in model space")
     parser.add_argument("--level-max", type=float, default=20.0, help="highest level")
     parser.add_argument("--batch", type=AtLeast(1), default=250, help="images at once")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_data()
+    parser.add_device()
     return parser
 
 

@@ -34,7 +34,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument(
         "--measure", type=AtLeast(1), metavar="IMAGES", help="train so many images of each study preset"
     )
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
+    parser.add_data()
     return parser
 
 

@@ -59,8 +59,8 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--curve", type=AtLeast(0), default=0, help="steps of the loss curves (0: none)")
     parser.add_argument("--profile", action="store_true", help="the share of each kind of work in a step's time")
     parser.add_argument("--threads", type=AtLeast(1), default=2, help="of a CPU")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
+    parser.add_device()
+    parser.add_data()
     parser.add_argument("--out", type=Path, help="JSON with all that was measured (default: none is written)")
     parser.add_argument("--worker", help="used by the command itself: be this contender")
     return parser

@@ -44,7 +44,7 @@ class Finding:
 def make_parser() -> experiment.Parser:
     """The command line."""
     parser = experiment.Parser(__doc__, prog="doctor.py")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
+    parser.add_data()
     parser.add_argument("--workdir", type=Path, default=Path(), help="where runs/ is or will be")
     return parser
 

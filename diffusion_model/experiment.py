@@ -92,6 +92,14 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--config", metavar="FILE:PRESET", help=purpose)
 
+    def add_data(self) -> None:
+        """--data, for commands that open a data set."""
+        self.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
+
+    def add_device(self) -> None:
+        """--device, for commands that compute with torch; `choose_device` reads it."""
+        self.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError in place of printing the whole usage."""
         raise UsageError(f"{message} (run `python {_command(self.prog)} --help`)")

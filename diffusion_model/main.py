@@ -90,8 +90,8 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, whole=True, prog="main.py")
     parser.add_argument("--mode", required=True, choices=("train", "eval", "sample", "publish"), help="what to do")
     parser.add_argument("--workdir", required=True, type=Path, help="the run's folder")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_data()
+    parser.add_device()
     parser.add_argument(
         "--dry-run", action="store_true", help="train: print configuration, sizes and estimates, and stop"
     )

@@ -40,8 +40,8 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--floor", action="store_true", help="also measure real against real images at the same n")
     parser.add_argument("--seed", type=int, default=0, help="of the subsets and of the real images drawn")
     parser.add_argument("--out", type=Path, help="folder of the cells (default: distances beside SAMPLES)")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_data()
+    parser.add_device()
     return parser
 
 

@@ -39,7 +39,7 @@ def parser() -> Parser:
         help="side in pixels to resize and crop a folder of your own to (default: as they are)",
     )
     parse.add_argument("--workers", type=AtLeast(1), default=blocks.cores(), help="processes that decode images")
-    parse.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
+    parse.add_data()
     return parse
 
 

@@ -10,7 +10,6 @@ Expected: about 10 s for synthetic16 and a minute for Fashion-MNIST on 2 CPU cor
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,13 +23,13 @@ def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__, prog="train_features.py")
     parser.add_argument("name", metavar="NAME", help="data set")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
+    parser.add_data()
     parser.add_argument("--images", type=AtLeast(1), default=60_000, help="training images in all, repetitions counted")
     parser.add_argument("--batch", type=AtLeast(2), default=128, help="images a step")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="highest rate of AdamW, one cycle")
     parser.add_argument("--width", type=AtLeast(1), default=32, help="channels of the first convolution")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_device()
     return parser
 
 

@@ -69,7 +69,7 @@ def parser() -> experiment.Parser:
         default=True,
         help="features (on unless --no-standardise)",
     )
-    options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    options.add_device()
     return options
 
 

@@ -69,7 +69,7 @@ def make_parser() -> Parser:
         "--moments", type=Path, help="take these moments of the images (RUN/moments or a .npz) and add up no image"
     )
     parser.add_argument("--npz", type=Path, help="write mean and covariance here too, as mu and sigma")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
+    parser.add_data()
     return parser
 
 

@@ -113,8 +113,8 @@ def make_parser() -> experiment.Parser:
     )
     parser.add_argument("--batch", type=AtLeast(1), default=250, help="samples at once")
     parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_data()
+    parser.add_device()
     return parser
 
 

@@ -51,7 +51,7 @@ def parser() -> experiment.Parser:
     options.add_argument(
         "--patience", type=AtLeast(1), default=mine.patience, help="looks without improvement that end a critic"
     )
-    options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    options.add_device()
     return options
 
 
