@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # reproduce.sh [PRESET] [WORKDIR]: the environment, then a whole study, from data to report.html in WORKDIR.
 #
-#   embedded      small synthetic images; about 10 minutes on 2 CPU cores, offline (the default; WORKDIR: .)
+#   embedded      small synthetic images; about 11 minutes on 2 CPU cores, offline (the default; WORKDIR: .)
 #   FashionMNIST  28 x 28 clothes;        about 45 minutes on 2 CPU cores     (WORKDIR: studies/FashionMNIST)
 #   smoke         a check of the pipeline; about 1 minute                     (WORKDIR: studies/smoke)
 #
@@ -16,7 +16,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 #                            data set      models              duration
 case ${1:-embedded} in
-    embedded)     study=(synthetic16   synthetic16-study   "about 10 minutes on 2 CPU cores") ;;
+    embedded)     study=(synthetic16   synthetic16-study   "about 11 minutes on 2 CPU cores") ;;
     FashionMNIST) study=(fashion_mnist fashion_mnist-study "about 45 minutes on 2 CPU cores") ;;
     smoke)        study=(synthetic16   smoke               "about 1 minute") ;;
     *)
