@@ -26,6 +26,7 @@ PRESETS = {
     "celeba":            ("celeba",        "unit",         16, (1, 2, 2),      2,    (16,),     2.0,   100, 25_000_000, 2e-4),
     "synthetic16-study": ("synthetic16",   "unit",         16, (1, 2, 2),      1,    (),        1.0,    32,     50_000, 1e-3),
     "fashion_mnist-study": ("fashion_mnist", "unit",       16, (1, 2, 2),      1,    (),        1.0,    32,     32_000, 1e-3),
+    "colored_mnist-study": ("colored_mnist", "unit",       16, (1, 2, 2),      1,    (),        1.0,    32,     32_000, 1e-3),
     "smoke":             ("synthetic16",   "unit",          8, (1, 2),         1,    (),        0.0625, 32,      1_280, 2e-3),
 }  # fmt: skip
 
