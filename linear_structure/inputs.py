@@ -4,17 +4,23 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from diffusion_model import arrays, checkpoint, data, experiment
 from diffusion_model.score_model import ScoreModel
+from linear_structure import mixture
 from linear_structure.gaussian import Gaussian, closed_forms
-from linear_structure.mixture import Mixture
+from linear_structure.mixture import ClassConditional, Mixture
 
-Form = TypeVar("Form", Gaussian, Mixture)
+Form = Gaussian | Mixture | ClassConditional
+FORMS = {  # kind of a parameter folder: (what reads it, what get_parameters.py is told to write it)
+    "gaussian": (Gaussian, "gaussian {params}"),
+    mixture.KIND: (Mixture, "mixture {params} --components N"),
+    mixture.CLASSES: (ClassConditional, "gaussian {params} --class-conditional ATTRIBUTE"),
+}
 RUN = Path("runs/edm-cifar10")
 PARAMS = Path("gaussian_params")
 
@@ -62,7 +68,7 @@ def open_inputs(run: Path, params: Path, root: Path, step: int | None, device: t
             f"{run} has model.mode {model.mode}: its score is conditioned on the code of a given image and there is no "
             "unconditional score to compare or to sample with; give a run of configs/edm.py (mode none)"
         )
-    forms = closed_forms(load_matching(params, record))
+    forms = closed_forms(load_form(params, record, "gaussian"))
     protocol = {
         "dataset": record["data"]["name"],
         "data_hash": record["data"]["hash"],
@@ -74,21 +80,27 @@ def open_inputs(run: Path, params: Path, root: Path, step: int | None, device: t
     return Inputs(model, forms, record, protocol, root, device)
 
 
-def load_matching(params: Path, record: dict[str, Any]) -> Gaussian:
-    """The statistics in `params`, in the model space of the run with this record; those of other images are refused."""
-    command = f"`python linear_structure/get_parameters.py {record['data']['name']} gaussian {params}`"
-    return _matching(Gaussian.load(params, f"run {command} first"), params, record, command)
+def load_form(params: Path, record: dict[str, Any], kind: str | None = None) -> Form:
+    """The closed form in a folder of get_parameters.py, in the model space of the run with this record.
+
+    Statistics of other images are refused, and those of another kind than `kind` where that is given.
+    """
+    name, known = record["data"]["name"], kind
+    if kind is None and arrays.is_finished(params):
+        known = arrays.read_json(Path(params) / "meta.json").get("kind")
+        if known not in FORMS:
+            raise ValueError(f"{params} describes {known}, expected one of {', '.join(FORMS)}")
+    reader, options = FORMS[known or "gaussian"]
+    command = f"`python linear_structure/get_parameters.py {name} {options.format(params=params)}`"
+    form = reader.load(params, f"run {command} first")
+    check_form(form, params, record, command)
+    return form.mapped(data.Scaling.from_dict(record["scaling"]), tuple(record["shape"]))
 
 
-def load_mixture(params: Path, record: dict[str, Any]) -> Mixture:
-    """The mixture in `params` likewise."""
-    command = f"`python linear_structure/get_parameters.py {record['data']['name']} mixture {params} --components N`"
-    return _matching(Mixture.load(params, f"run {command} first"), params, record, command)
-
-
-def _matching(form: Form, params: Path, record: dict[str, Any], command: str) -> Form:
-    """The closed form mapped to the run's model space, once it is known to be of the run's images."""
-    name, meta = record["data"]["name"], form.meta
+def check_form(form: Form, params: Path, record: dict[str, Any], command: str) -> None:
+    """Refuse a closed form that is not of the run's images, or not of numbers."""
+    whole = form.mixture if isinstance(form, ClassConditional) else form
+    name, meta = record["data"]["name"], whole.meta
     missing = {"dataset", "data_hash", "shape"} - meta.keys()
     if missing:
         raise ValueError(f"{params} does not say of which images it is (no {sorted(missing)}): run {command}")
@@ -107,9 +119,12 @@ def _matching(form: Form, params: Path, record: dict[str, Any], command: str) ->
             f"{params} was made from other images of {name} than the run was trained on (the hashes differ): "
             f"remove it and run {command}"
         )
-    if form.dimension != int(np.prod(record["shape"])):
-        raise ValueError(f"{params} has {form.dimension} dimensions, expected {list(record['shape'])}: run {command}")
-    return form.mapped(data.Scaling.from_dict(record["scaling"]), tuple(record["shape"]))
+    if whole.dimension != int(np.prod(record["shape"])):
+        raise ValueError(f"{params} has {whole.dimension} dimensions, expected {list(record['shape'])}: run {command}")
+    parts = whole.components if isinstance(whole, Mixture) else [whole]
+    numbers = (value for part in parts for value in (part.mu, part.U, part.lambdas, part.variance))
+    if not all(torch.isfinite(value).all() for value in numbers):
+        raise ValueError(f"{params} holds NaN or infinite numbers: remove it and run {command}")
 
 
 def fingerprint(params: Path) -> str:

@@ -36,7 +36,7 @@ from diffusion_model import arrays, checkpoint, data, experiment, features, fid,
 from diffusion_model.data import Scaling
 from diffusion_model.experiment import AtLeast
 from diffusion_model.samplers import GRIDS, SAMPLERS, Denoiser, evaluations, make_levels, steps_within
-from linear_structure import get_parameters, inputs, intervals, process_experiments_with_skips
+from linear_structure import get_parameters, inputs, intervals, mixture, process_experiments_with_skips
 from linear_structure.flow import ClosedForm
 from linear_structure.intervals import Estimate, Margin
 
@@ -221,7 +221,7 @@ def sweep(args: Any, cells: list[Cell], root: Path, device: torch.device) -> int
     made = Sweep(folder, protocol, grid, seeds, args.batch, reference, args.n if args.save_images else SHOWN)
     forms: dict[str, ClosedForm] = dict(given.forms)
     if "mixture" in args.kinds:
-        forms["mixture"] = inputs.load_mixture(args.mixture, given.record)
+        forms["mixture"] = inputs.load_form(args.mixture, given.record, mixture.KIND)
         made.of_kind["mixture"] = {"mixture": inputs.fingerprint(args.mixture)}
 
     def make(cells: list[Cell]) -> list[str]:
