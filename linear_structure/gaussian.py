@@ -176,10 +176,11 @@ class Gaussian:
         rows = self._rows(x)
         mu, U = self._held(x)
         residual = rows - mu
-        found = outside.to(x) * residual
+        outside, apart = outside.to(x), (inside - outside).to(x)
+        found = torch.addcmul(mu, outside, residual) if centred else outside * residual
         if self.rank:
-            found = found + ((residual @ U) * (inside - outside).to(x)) @ U.T
-        return (found + mu if centred else found).reshape(x.shape)
+            found.addmm_((residual @ U).mul_(apart), U.T)
+        return found.reshape(x.shape)
 
     def _held(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """mu and U in the precision and on the device of x, cast once."""

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_model.data import Scaling
 from diffusion_model.moments import Moments
@@ -143,6 +144,34 @@ def test_float32_agrees_with_float64() -> None:
     for found in (gaussian.teleport, lambda y, a, b: gaussian.denoise(y, a)):
         assert torch.allclose(found(x.float(), 80.0, 1.0).double(), found(x, 80.0, 1.0), rtol=1e-4, atol=1e-4)
     assert gaussian.denoise(x.float(), 1.0).dtype == torch.float32
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of every memory that operators made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            memory = found.untyped_storage()
+            self.sizes[memory.data_ptr()] = memory.nbytes()
+        return found
+
+
+def test_a_jump_makes_nothing_larger_than_its_batch() -> None:
+    dimension, batch = 200, 4
+    gaussian = Gaussian(random(dimension), torch.eye(dimension), torch.ones(dimension), rest=0.1)
+    x = random(batch, dimension).float()
+    gaussian.teleport(x, 80.0, 1.0)
+    with Allocated() as seen:
+        gaussian.teleport(x, 80.0, 1.0)
+    own = {gaussian.U.data_ptr(), gaussian.mu.data_ptr(), *(held.data_ptr() for held in gaussian._held(x))}
+    sizes = [size for memory, size in seen.sizes.items() if memory not in own]
+    assert max(sizes) == 4 * batch * dimension
+    assert sum(sizes) < 4 * 4 * batch * dimension + 100 * dimension
 
 
 def test_saved_bit_for_bit(tmp_path) -> None:
