@@ -1,0 +1,75 @@
+"""The closed forms that a command sets beside a network: which, under what name, in which colour.
+
+Always there are the three of PARAMS, `mean`, `isotropic` and `gaussian`. --also adds any folder of get_parameters.py, named
+by what it holds, as mixture-10, and --delta the mixture of all training images. A class-conditional Gaussian is taken as
+the mixture of its classes: a network without labels knows none.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusion_model import experiment, figures
+from linear_structure import inputs
+from linear_structure.flow import ClosedForm
+from linear_structure.gaussian import Gaussian
+from linear_structure.mixture import ClassConditional, DeltaMixture
+
+LOOKS = {  # name: (label, colour)
+    "mean": ("isotropic (mean only)", figures.COLOURS[4]),
+    "isotropic": ("isotropic (mean and variance)", figures.COLOURS[1]),
+    "gaussian": ("Gaussian", figures.COLOURS[0]),
+    "delta": ("training images (delta mixture)", figures.COLOURS[6]),
+}
+FURTHER = (2, 3, 5, 7)  # colours of --also, in this order
+
+
+class Named(NamedTuple):
+    """A closed form in a run's model space, its label and colour in figures, and what a protocol says of it."""
+
+    form: ClosedForm
+    label: str
+    colour: str
+    origin: str
+
+
+def add_options(parser: experiment.Parser) -> None:
+    """--also and --delta."""
+    parser.add_argument(
+        "--also", metavar="DIR", type=Path, nargs="+", default=[], help="further folders of get_parameters.py"
+    )
+    parser.add_argument("--delta", action="store_true", help="add the mixture of all training images, as points")
+
+
+def gather(given: inputs.Inputs, also: Iterable[Path] = (), delta: bool = False) -> dict[str, Named]:
+    """The closed forms by name, least first."""
+    first = given.protocol["statistics"]
+    found = {name: Named(form, *LOOKS[name], first) for name, form in given.forms.items()}
+    for place, folder in enumerate(also):
+        form = inputs.load_form(folder, given.record)
+        name, label = described(form)
+        if name in found:
+            name, label = f"{name}-{folder.name}", f"{label} ({folder.name})"
+        if name in found:
+            raise experiment.UsageError(f"--also {folder}: a folder of that name and kind is given already")
+        form = form.mixture if isinstance(form, ClassConditional) else form
+        colour = figures.COLOURS[FURTHER[place % len(FURTHER)]]
+        found[name] = Named(form, label, colour, inputs.fingerprint(folder))
+    if delta:
+        train = given.split("train")
+        found["delta"] = Named(DeltaMixture(train.images, given.model.scaling), *LOOKS["delta"], train.hash)
+    return found
+
+
+def described(form: inputs.Form) -> tuple[str, str]:
+    """Name and label of the closed form in a folder."""
+    if isinstance(form, Gaussian):
+        return f"gaussian-rank-{form.rank}", f"Gaussian of rank {form.rank}"
+    if isinstance(form, ClassConditional):
+        return f"classes-{len(form.mixture)}", f"mixture of {len(form.mixture)} classes"
+    return f"mixture-{len(form)}", f"mixture of {len(form)}"
+
+
+def protocol_of(given: inputs.Inputs, named: Named) -> dict[str, Any]:
+    """What a protocol says of the run and of one closed form."""
+    return given.protocol | {"form": named.origin}
