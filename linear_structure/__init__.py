@@ -11,6 +11,8 @@ Nothing here is imported by the other folders; what it shares with them lies in 
     flow        the contract of all of them; flows without a formula, integrated; Teleport: the jump before any denoiser
     inputs      a run and the statistics of its data, checked against each other
     closed_forms  those that a command sets beside a network: names, labels, colours
+    measures    how much of a network's score a closed form explains: over images, and eigenvector by eigenvector
+    cells       a result cell with arrays beside it, made once
     intervals   delete-one-block jackknife of a Frechet distance and of its paired change
 
 Commands: get_parameters (data set -> gaussian_params/), sweep_skips (run -> RUN/sweeps/NAME/ cells),

@@ -1,0 +1,53 @@
+"""A result cell with arrays beside it, made once: what a killed or extended command finds done, it does not do again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_model import arrays, results
+
+ERRORS = (ValueError, RuntimeError, FloatingPointError)  # of one cell; the others are made all the same
+
+
+class Made(NamedTuple):
+    """A finished cell's value and the arrays beside it."""
+
+    value: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def beside(folder: Path, key: dict[str, Any]) -> Path:
+    """The folder of a cell's arrays, beside its JSON."""
+    path = results.cell_path(folder, **key)
+    return path.with_name(path.name.removesuffix(".json"))
+
+
+def find(folder: Path, key: dict[str, Any], protocol: dict[str, Any], kind: str) -> Made | None:
+    """The cell if it is finished under this protocol, with its arrays; another protocol is refused by its fields."""
+    cell, place = results.finished(folder, key, protocol), beside(folder, key)
+    if cell is None or not arrays.is_finished(place):
+        return None
+    return Made(cell.value, arrays.read_folder(place, kind, f"remove {place}")[0])
+
+
+def once(
+    folder: Path,
+    key: dict[str, Any],
+    protocol: dict[str, Any],
+    kind: str,
+    make: Callable[[], tuple[dict[str, Any], dict[str, np.ndarray]]],
+) -> Made:
+    """The cell with this key, made by `make` and written if it is not there; an error of `make` is written and raised."""
+    found = find(folder, key, protocol, kind)
+    if found is not None:
+        return found
+    try:
+        value, content = make()
+    except ERRORS as error:
+        results.write_cell(folder, key, {"error": str(error)}, protocol)
+        raise
+    arrays.write_folder(beside(folder, key), kind, content, key=key)
+    results.write_cell(folder, key, value, protocol)
+    return Made(value, content)
