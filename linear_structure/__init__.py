@@ -7,6 +7,7 @@ Nothing here is imported by the other folders; what it shares with them lies in 
     low_rank    the leading eigenvectors of images too large for that, in a few streams over them
     diagonal    a Gaussian of independent pixels or spatial frequencies
     mixture     Gaussian mixture, one Gaussian a class, the training images as points
+    span        a mixture in the space that its components span: its flow, fast
     clusters    images -> mixture: k-means++, EM, classes
     flow        the contract of all of them; flows without a formula, integrated; Teleport: the jump before any denoiser
     inputs      a run and the statistics of its data, checked against each other

@@ -10,8 +10,8 @@ network would learn that fitted its training set perfectly.
 
 Logarithms and distances are in float64: at level 1e-3 they are differences of numbers near 1e9. At level 0 the
 responsibilities are those of level `NEAR`, that is of the nearest component. The flow has no formula, as the
-responsibilities change along it; it is integrated (flow.py) without a network. One component is its Gaussian, formula
-included.
+responsibilities change along it; it is integrated (flow.py) in the coordinates of span.py, without a network. One component
+is its Gaussian, formula included.
 
 Dimensions: B batch, C components, N images, D = C*H*W pixels, R rank.
 """
@@ -28,6 +28,7 @@ from diffusion_model import arrays
 from diffusion_model.data import Scaling
 from linear_structure.flow import TOLERANCE, integrate
 from linear_structure.gaussian import Gaussian, column, per_pixel, rows_of
+from linear_structure.span import Span
 
 KIND = "gaussian mixture"
 CLASSES = "class-conditional gaussian"
@@ -59,6 +60,7 @@ class Mixture:
             raise ValueError(f"components {empty} are empty (weight 0 or below): leave them out")
         if not abs(float(self.weights.sum()) - 1) < 1e-6:
             raise ValueError(f"weights sum to {float(self.weights.sum()):.9g}, expected 1")
+        self._span: Span | None = None
 
     def __len__(self) -> int:
         """C."""
@@ -127,7 +129,11 @@ class Mixture:
         """The probability flow from level a > 0 to level b, integrated to `tolerance` a step (see flow.py)."""
         if len(self) == 1:
             return self.components[0].teleport(x, a, b)
-        return integrate(self.denoise, x, a, b, tolerance)
+        if self._span is None:
+            self._span = Span(self.weights, self.components)
+        start, outside = self._span.enter(x)
+        end = integrate(self._span.denoise, start, a, b, tolerance)
+        return self._span.leave(end, outside).to(x.dtype).reshape(x.shape)
 
     def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Draws without noise, float64 [count, D]."""
