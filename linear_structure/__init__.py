@@ -19,5 +19,6 @@ Nothing here is imported by the other folders; what it shares with them lies in 
 Commands: get_parameters (data set -> gaussian_params/), sweep_skips (run -> RUN/sweeps/NAME/ cells),
 process_experiments_with_skips (cells -> figure, table, recommended skip), compare_scores (run -> RUN/scores/ cells),
 plot_scores (cells -> figure), slice_scores (planes of the score field through images -> RUN/slices/ cells, figure),
+compare_flows (the network's flow against closed forms' from the same noise -> RUN/flows/ cells, figures),
 compare_metrics (two results -> a table, if they were measured alike).
 """
