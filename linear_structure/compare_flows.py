@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.run / "flows" / f"sampler={args.sampler}" / f"steps={args.steps}"
     summary = summarise(made, forms, work)
     arrays.write_json(folder / "summary.json", summary)
-    draw_flows(summary, folder / "flows.png", args.pdf)
+    draw_flows(summary, forms, folder / "flows.png", args.pdf)
     draw_pictures(made, forms, summary, folder / "pictures.png", args.pdf)
     say(summary)
     print(f"{folder / 'flows.png'}, {folder / 'pictures.png'}" + (f", failed: {failed[0]}" if failed else ""))
@@ -281,11 +281,11 @@ def say(summary: dict[str, Any]) -> None:
     )
 
 
-def draw_flows(summary: dict[str, Any], path: Path, pdf: bool) -> None:
+def draw_flows(summary: dict[str, Any], forms: dict[str, Named], path: Path, pdf: bool) -> None:
     """Distance along the flow, and of the end samples; the right panel names the lines of the left."""
     figure, (axes,) = figures.panels(1, 2, width=5.2, height=3.9)
     rows = {NEURAL: summary["different_seeds"], **summary["forms"], SOLVER: summary["solver"]}
-    looks = REFERENCES | closed_forms.looks({name: entry["label"] for name, entry in summary["forms"].items()})
+    looks = REFERENCES | {name: (named.label, named.colour) for name, named in forms.items()}
     levels = summary["levels"][:-1]
     for place, (name, entry) in enumerate(rows.items()):
         colour = looks[name][1]
