@@ -2,15 +2,17 @@
 
 Always there are the three of PARAMS, `mean`, `isotropic` and `gaussian`. --also adds any folder of get_parameters.py, named
 by what it holds, as mixture-10, and --delta the mixture of all training images. A class-conditional Gaussian is taken as
-the mixture of its classes: a network without labels knows none.
+the mixture of its classes: a network without labels knows none. Where images have labels the same Gaussian at the label
+given can stand beside it. Two more have a diagonal covariance: independent pixels, independent spatial frequencies.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion_model import experiment, figures
-from linear_structure import inputs
+from linear_structure import diagonal, inputs
+from linear_structure.diagonal import Diagonal
 from linear_structure.flow import ClosedForm
 from linear_structure.gaussian import Gaussian
 from linear_structure.mixture import ClassConditional, DeltaMixture
@@ -19,15 +21,21 @@ LOOKS = {  # name: (label, colour)
     "mean": ("isotropic (mean only)", figures.COLOURS[4]),
     "isotropic": ("isotropic (mean and variance)", figures.COLOURS[1]),
     "gaussian": ("Gaussian", figures.COLOURS[0]),
+    "diagonal-pixel": ("Gaussian, independent pixels", "#882255"),
+    "diagonal-fourier": ("Gaussian, independent frequencies", "#999933"),
     "delta": ("training images (delta mixture)", figures.COLOURS[6]),
 }
 FURTHER = (2, 3, 5, 7)  # colours of --also, in this order
+LABELLED = "-labelled"  # ends the name of a class-conditional Gaussian at the labels of the images
 
 
 class Named(NamedTuple):
-    """A closed form in a run's model space, its label and colour in figures, and what a protocol says of it."""
+    """A closed form in a run's model space, its label and colour in figures, and what a protocol says of it.
 
-    form: ClosedForm
+    The form of a name that ends in LABELLED is the ClassConditional, to be given the labels of each batch.
+    """
+
+    form: ClosedForm | ClassConditional
     label: str
     colour: str
     origin: str
@@ -41,8 +49,14 @@ def add_options(parser: experiment.Parser) -> None:
     parser.add_argument("--delta", action="store_true", help="add the mixture of all training images, as points")
 
 
-def gather(given: inputs.Inputs, also: Iterable[Path] = (), delta: bool = False) -> dict[str, Named]:
-    """The closed forms by name, least first."""
+def gather(
+    given: inputs.Inputs,
+    also: Iterable[Path] = (),
+    delta: bool = False,
+    diagonals: bool = False,
+    labelled: bool = False,
+) -> dict[str, Named]:
+    """The closed forms by name, least first; `labelled` adds the class-conditional Gaussians as they are."""
     first = given.protocol["statistics"]
     found = {name: Named(form, *LOOKS[name], first) for name, form in given.forms.items()}
     for place, folder in enumerate(also):
@@ -52,11 +66,16 @@ def gather(given: inputs.Inputs, also: Iterable[Path] = (), delta: bool = False)
             name, label = f"{name}-{folder.name}", f"{label} ({folder.name})"
         if name in found:
             raise experiment.UsageError(f"--also {folder}: a folder of that name and kind is given already")
-        form = form.mixture if isinstance(form, ClassConditional) else form
+        whole = form.mixture if isinstance(form, ClassConditional) else form
         colour = figures.COLOURS[FURTHER[place % len(FURTHER)]]
-        found[name] = Named(form, label, colour, inputs.fingerprint(folder))
+        found[name] = Named(whole, label, colour, inputs.fingerprint(folder))
+        if labelled and whole is not form:
+            found[name + LABELLED] = found[name]._replace(form=form, label=f"{label}, labels given")
+    train = given.split("train") if delta or diagonals else None
+    for basis in diagonal.BASES if diagonals else ():
+        form = Diagonal.of_images(train.images, basis).mapped(given.model.scaling, train.shape)
+        found[f"diagonal-{basis}"] = Named(form, *LOOKS[f"diagonal-{basis}"], train.hash)
     if delta:
-        train = given.split("train")
         found["delta"] = Named(DeltaMixture(train.images, given.model.scaling), *LOOKS["delta"], train.hash)
     return found
 
@@ -68,6 +87,14 @@ def described(form: inputs.Form) -> tuple[str, str]:
     if isinstance(form, ClassConditional):
         return f"classes-{len(form.mixture)}", f"mixture of {len(form.mixture)} classes"
     return f"mixture-{len(form)}", f"mixture of {len(form)}"
+
+
+def looks(labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Label and colour of closed forms read back from cells, by name; what is labelled has its mixture's colour."""
+    further = sorted({name.removesuffix(LABELLED) for name in labels} - LOOKS.keys())
+    colours = {name: figures.COLOURS[FURTHER[place % len(FURTHER)]] for place, name in enumerate(further)}
+    colours |= {name: colour for name, (_, colour) in LOOKS.items()}
+    return {name: (label, colours[name.removesuffix(LABELLED)]) for name, label in labels.items()}
 
 
 def protocol_of(given: inputs.Inputs, named: Named) -> dict[str, Any]:

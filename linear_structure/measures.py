@@ -43,6 +43,7 @@ class Comparison:
 
     def __init__(self, mu: torch.Tensor, directions: "Directions | None" = None) -> None:
         self.mu, self.directions = mu, directions
+        self._gains = torch.zeros(5, 0 if directions is None else directions.gaussian.rank, dtype=torch.float64)
         self._neural: list[torch.Tensor] = []
         self._forms: dict[str, list[torch.Tensor]] = {}
 
@@ -55,7 +56,9 @@ class Comparison:
         sizes = [squares(score), squares(neural), squares(neural - mu)]
         self._neural.append(torch.cat([torch.stack(sizes, 1), self._groups(score)], 1))
         if self.directions is not None:
-            self.directions.update(x, neural)
+            a, b = self.directions.project(x - mu), self.directions.project(neural - mu)
+            terms = (a.square(), a * b, a**4, a**3 * b, (a * b).square())
+            self._gains += torch.stack([term.sum(0) for term in terms])
         for name, denoised in found.items():
             apart = [squares(neural - denoised), squares(unit(score) - unit(denoised - x)) / 2]
             rows = torch.cat([torch.stack(apart, 1), self._groups(neural - denoised)], 1)
@@ -83,9 +86,18 @@ class Comparison:
                 found[name]["groups"] = [group | {"relative_error": ratio_interval(*sums)} for group, *sums in pairs]
         return found
 
+    def gains(self) -> dict[str, np.ndarray]:
+        """lambdas of the directions and the measured gain with the ends of its 95 % interval, float64 [K] each."""
+        aa, ab, aaaa, aaab, aabb = self._gains
+        gain = ab / aa
+        residual = (aabb - 2 * gain * aaab + gain.square() * aaaa).clamp(min=0)
+        reach = NORMAL * residual.sqrt() / aa
+        found = {"lambdas": self.directions.gaussian.lambdas, "gain": gain, "low": gain - reach, "high": gain + reach}
+        return {name: value.numpy() for name, value in found.items()}
+
 
 class Directions:
-    """The network's gain along each eigenvector of a Gaussian, and sums of squares over groups of them.
+    """The eigenvectors of a Gaussian, alone and in groups; one serves any number of comparisons.
 
     `groups` are even in ln k, each {"first", "last", "variance"} with k from 1 and the mean lambda; what lies outside the
     eigenvectors kept is the last.
@@ -101,7 +113,6 @@ class Directions:
         if gaussian.rank < gaussian.dimension:
             outside = {"first": gaussian.rank + 1, "last": gaussian.dimension, "variance": gaussian.rest}
             self.groups.append(outside)
-        self._sums = torch.zeros(5, gaussian.rank, dtype=torch.float64)
 
     def project(self, values: torch.Tensor) -> torch.Tensor:
         """Components of values [B, ...] along the eigenvectors, float64 [B, K] on the CPU."""
@@ -117,22 +128,6 @@ class Directions:
         if len(inside) < len(self.groups):
             sums.append((squares(values) - along.sum(1)).clamp(min=0))
         return torch.stack(sums, 1)
-
-    def update(self, x: torch.Tensor, neural: torch.Tensor) -> None:
-        """Add a batch to the regressions."""
-        mu = self.gaussian.mu.reshape(x.shape[1:]).to(x)
-        a, b = self.project(x - mu), self.project(neural - mu)
-        terms = (a.square(), a * b, a**4, a**3 * b, (a * b).square())
-        self._sums += torch.stack([term.sum(0) for term in terms])
-
-    def gains(self) -> dict[str, np.ndarray]:
-        """lambdas and the measured gain with the ends of its 95 % interval, float64 [K] each."""
-        aa, ab, aaaa, aaab, aabb = self._sums
-        gain = ab / aa
-        residual = (aabb - 2 * gain * aaab + gain.square() * aaaa).clamp(min=0)
-        reach = NORMAL * residual.sqrt() / aa
-        found = {"lambdas": self.gaussian.lambdas, "gain": gain, "low": gain - reach, "high": gain + reach}
-        return {name: value.numpy() for name, value in found.items()}
 
 
 def squares(values: torch.Tensor) -> torch.Tensor:

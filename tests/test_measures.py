@@ -44,7 +44,7 @@ def test_a_network_that_is_the_gaussian_is_wholly_explained(rank, level) -> None
     assert found["gaussian"]["centred"] == same
     assert all(group["relative_error"] == zero for group in found["gaussian"]["groups"])
     assert found["mean"]["centred"]["mean"] == pytest.approx(0, abs=1e-12)
-    gains = directions.gains()
+    gains = comparison.gains()
     wiener = (form.lambdas / (form.lambdas + level**2)).numpy()
     assert gains["gain"] == pytest.approx(wiener, rel=1e-6)
     assert gains["low"] == pytest.approx(wiener, rel=1e-5)
@@ -79,12 +79,12 @@ def test_measures_equal_their_definitions() -> None:
 def test_the_gain_is_the_least_squares_slope() -> None:
     form, x = gaussian(5), states()
     neural = x.tanh()
-    directions = Directions(form)
+    comparison = Comparison(form.mu, Directions(form))
     for part in (slice(0, 7), slice(7, 40)):
-        directions.update(x[part], neural[part])
+        comparison.update(x[part], neural[part], {})
     a, b = ((value.flatten(1) - form.mu) @ form.U for value in (x, neural))
     slope = torch.cat([torch.linalg.lstsq(a[:, k : k + 1], b[:, k : k + 1]).solution for k in range(5)])[:, 0]
-    gains = directions.gains()
+    gains = comparison.gains()
     assert gains["gain"] == pytest.approx(slope.numpy())
     error = (a * (b - slope * a)).square().sum(0).sqrt() / a.square().sum(0)
     assert gains["high"] - gains["gain"] == pytest.approx(1.96 * error.numpy())
