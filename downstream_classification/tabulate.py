@@ -1,321 +1,290 @@
-"""Accuracy against time: what each time of a trajectory knows, and what mixing all times adds.
+"""Accuracy against time: what each time of a trajectory knows, and what mixing the times adds.
 
-RUN holds classify/, as classify.py writes it. For each attribute: the head of one time at every time of the trained and
-of the untrained encoder, raw pixels, chance, and the heads that mix all times.
+    python downstream_classification/tabulate.py runs/drl-synthetic16
+    python downstream_classification/tabulate.py runs/cifar10_*_none_*_False_0.0002_*
 
-The best time of each encoder is the one of the highest *validation* accuracy (mean over seeds, the earliest of equals);
-test accuracies choose nothing. Differences are paired: both sides are scored on the same test images, averaged over
-seeds, and the images are resampled 2,000 times; intervals are the central 95 % of the resampled means. They cover the
-choice of test images, not the training of the encoder.
+Each RUN holds classify/, as classify.py writes it. Runs whose configurations differ in nothing but the seed are one
+setting, with an encoder a run; several settings (modes, widths, data sets) are also put side by side.
 
-Written to --out: accuracy_RUN.png and .csv (every point of the figure), .md (the same as a table) and .json (the summary).
+Validation chooses, never the test images: the learning rate of each run by its mean over head seeds, then the block, the
+time and the granularity by the mean over runs and head seeds. Deviations are over encoders (over head seeds, of a single
+encoder). Differences are paired: "mixed minus best single time" is measured on the same test images, head seeds and
+encoders, which are resampled 2,000 times, head seeds inside encoders; intervals are the central 95 % of the resampled
+means. The choice itself is not made anew. With one or two encoders an interval says little about training another one.
+
+Written to --out, each figure only where its cells exist, as PNG with its numbers as CSV:
+accuracy_NAME (against single time, the mixing heads as lines; also .md, .tex, .json, and _table.csv with every summary),
+granularity_NAME, labels_NAME (against the number of labels), blocks_NAME (block x time); of several settings latent_NAME
+(against the latent size), modes_NAME (side by side) and comparison_NAME.md, .tex, .csv.
+NAME is the run's, what the names of a setting's runs have in common, or --name.
 """
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from diffusion_model import arrays, experiment, trajectories
+from downstream_classification import accuracies, accuracy_tables, bootstrap, charts, settings, summaries, texts
+from downstream_classification.accuracies import FAMILIES, Score
 
-from diffusion_model import arrays, experiment, figures, results
-
-REMEDY = "run `python downstream_classification/classify.py RUN/trajectories/encoder` first"
-RESAMPLES = 2000
-BLOCK = 200  # resamples at once: 200 x 10,000 counts are 16 MB
-SOURCES = {"encoder": "trained encoder", "untrained": "untrained encoder", "pixels": "pixels"}
-CELL = {  # as classify.py writes it and `arrays.expect` takes it
-    "key": {"source": str, "attribute": str, "head": str, "times": (float, str), "seed": int},
-    "value": {"validation": float, "test": float, "count": int, "correct": str},
-    "protocol": {"chance": float, "majority": float, "classes": int, "dimension": int, "test_images": int},
-}
-COLUMNS = ("attribute", "source", "head", "times", "validation", "test", "lowest_seed", "highest_seed", "seeds")
-MUST_AGREE = ("test_images", "test_labels", "standardise", "validation_fraction")  # or a comparison is none
+CONTROLS = ("untrained", "pixels")  # what a trained encoder should be compared with
+MOST_ROWS = 8  # of modes side by side
 
 
 @dataclass(frozen=True)
-class Score:
-    """One head on one view: the mean over seeds of validation accuracy and of each test image's hits [N]."""
+class Table:
+    """A setting, its scores, and the summary of each attribute."""
 
-    source: str
-    attribute: str
-    head: str
-    times: float | str
-    seeds: tuple[int, ...]
-    validation: float
-    tests: tuple[float, ...]  # test accuracy by seed
-    hits: np.ndarray
-    protocol: Mapping[str, Any]
+    setting: settings.Setting
+    scores: list[Score]
+    summaries: dict[str, summaries.Summary]
 
-    @property
-    def test(self) -> float:
-        """Mean test accuracy over seeds."""
-        return float(np.mean(self.tests))
-
-    @property
-    def mixes(self) -> bool:
-        """Whether the head saw several times."""
-        return isinstance(self.times, str)
+    def of(self, attribute: str, whole: bool = True) -> list[Score]:
+        """Scores of one attribute: of all labels, or of any number of them."""
+        return [score for score in self.scores if score.attribute == attribute and not (whole and score.labels)]
 
 
 def parser() -> experiment.Parser:
     """The command line."""
     options = experiment.Parser(__doc__, prog="tabulate.py")
-    options.add_argument("run", type=Path, metavar="RUN", help="run folder with classify/")
+    options.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders with classify/")
     options.add_argument("--out", type=Path, default=Path("tables"), metavar="DIR", help="folder to write to")
+    options.add_argument("--name", help="of what is written (default: the run's; of several settings: comparison)")
     options.add_argument("--head", default="mlp", help="head of one time to compare by")
-    options.add_argument("--pdf", action="store_true", help="write the figure as PDF too")
+    options.add_argument("--attributes", nargs="+", metavar="A", help="label columns (default: all that are there)")
+    options.add_argument("--joint", help="take the fits of these attributes together, as classify.py --joint names them")  # fmt: skip
+    options.add_argument("--pdf", action="store_true", help="write the figures as PDF too")
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the cells, write figure, tables and summary."""
+    """Read the cells, write figures, tables and summaries."""
     args = parser().parse_args(argv)
-    scores = read(args.run)
-    heads = sorted({score.head for score in scores if not score.mixes})
-    if args.head not in heads:
-        raise experiment.UsageError(f"--head: no results of {args.head!r} in {args.run}; there are: {', '.join(heads)}")
-    scores = [score for score in scores if score.mixes or score.head == args.head]
-    attributes = list(dict.fromkeys(score.attribute for score in scores if score.source == "encoder"))
-    missing = [source for source in SOURCES if source not in {score.source for score in scores}]
-    if "encoder" in missing:
-        raise FileNotFoundError(f"no results of the trained encoder in {args.run}/classify: {REMEDY}")
-    for source in missing:
-        print(f"no results for {SOURCES[source]}: run classify.py {args.run}/trajectories/{source} to compare with it")
+    command = shlex.join(["python", "downstream_classification/tabulate.py", *(sys.argv[1:] if argv is None else argv)])
+    tables = [tabulate(args, setting) for setting in settings.group(args.runs)]
+    for table in tables:
+        name = args.name if args.name and len(tables) == 1 else table.setting.name
+        written = [*write(args, table, name, command), *draw(args, table, name)]
+        print(f"written: {args.out}/{', '.join(written)}")
+    if len(tables) > 1:
+        written = [*compare(args, tables, args.name or "comparison")]
+        print(f"written: {args.out}/{', '.join(written)}")
 
-    name = f"accuracy_{args.run.resolve().name}"
-    summaries = {attribute: summarise(scores, attribute) for attribute in attributes}
-    draw(scores, attributes, args.head, args.out / f"{name}.png", args.pdf)
-    table = markdown(summaries, scores, attributes)
-    arrays.write_atomically(args.out / f"{name}.md", lambda temporary: temporary.write_text(table))
-    command = ["python", "downstream_classification/tabulate.py", *(sys.argv[1:] if argv is None else argv)]
+
+def tabulate(args: Any, setting: settings.Setting) -> Table:
+    """The scores and summaries of one setting; what is asked for and not there is an error."""
+    scores = accuracies.read(setting.runs, args.joint)
+    heads = sorted({score.method for score in scores if not score.mixes})
+    if args.head not in heads:
+        where = ", ".join(map(str, setting.runs))
+        raise experiment.UsageError(f"--head: no results of {args.head!r} in {where}; there are: {', '.join(heads)}")
+    attributes = list(dict.fromkeys(score.attribute for score in scores if score.labels is None))
+    for name in args.attributes or []:
+        if name not in attributes:
+            raise ValueError(
+                f"no results of attribute {name!r} in {setting.runs[0]}; there are: {', '.join(attributes)}"
+            )
+    attributes = args.attributes or attributes
+    scores = [score for score in scores if score.attribute in attributes]
+    there = {score.family for score in scores}
+    for source in CONTROLS if "encoder" in there else ():
+        if source not in there:
+            print(
+                f"no results for {FAMILIES[source]}: run classify.py {setting.runs[0]}/trajectories/{source} to compare with it"
+            )
+    found = {attribute: summaries.summarise(scores, attribute, args.head) for attribute in attributes}
+    return Table(setting, scores, found)
+
+
+def write(args: Any, table: Table, name: str, command: str) -> list[str]:
+    """The tables and the summary of one setting; returns what was written."""
+    note = explained(table)
+    title = table.setting.label
+    told = [
+        accuracy_tables.accuracies(table.summaries, f"{title}: test accuracy", note).upright(),
+        accuracy_tables.differences(table.summaries, f"{title}: minus best single time", NOTE).upright(),
+        accuracy_tables.single_times(table.scores, list(table.summaries), args.head, f"{title}: {args.head} at single times"),
+    ]  # fmt: skip
+    told = [one for one in told if one.rows]
+    path = args.out / f"accuracy_{name}"
+    write_texts(path, told)
+    records = accuracy_tables.records(title, table.summaries)
+    write_text(path.with_name(f"accuracy_{name}_table.csv"), texts.comma_separated(records))
+    protocol = table.scores[0].protocol
     summary = {
         "kind": "accuracy summary",
-        "run": str(args.run),
+        "run": str(table.setting.runs[0]),
+        "runs": list(map(str, table.setting.runs)),
         "head": args.head,
-        "attributes": summaries,
+        "source": summaries.main_family(table.scores),
+        "attributes": table.summaries,
         "protocol": {
-            "best_time": "highest mean validation accuracy over seeds",
-            "interval": f"central 95 % of {RESAMPLES} resamplings of the test images, the same for both sides",
-            **{field: scores[0].protocol[field] for field in ("test_images", "standardise", "validation_fraction")},
+            "best_time": "highest mean validation accuracy over encoders and head seeds",
+            "interval": f"central 95 % of {bootstrap.RESAMPLES} resamplings of encoders, head seeds inside them, and test images, "
+            "the same for both sides",
+            "encoders": len(table.setting.runs),
+            **{field: protocol[field] for field in ("test_images", "standardise", "validation_fraction")},
         },
-        "command": shlex.join(command),
+        "command": command,
     }
-    arrays.write_json(args.out / f"{name}.json", summary)
-    print(table)
-    print(f"written: {args.out / name}.png, .csv, .md, .json")
+    arrays.write_json(path.with_name(path.name + ".json"), summary)
+    print(texts.markdown(told))
+    return [f"accuracy_{name}{end}" for end in (".md", ".tex", ".json", "_table.csv")]
 
 
-def read(run: Path) -> list[Score]:
-    """Scores from every finished cell, over the seeds that all times of a source, attribute and head share."""
-    cells = results.read_cells(run / "classify", REMEDY, CELL)
-    check(cells, run)
-    groups: dict[tuple, list[results.Cell]] = {}
-    for cell in cells:
-        family = (cell.key["source"], cell.key["attribute"], cell.key["head"], isinstance(cell.key["times"], str))
-        groups.setdefault(family, []).append(cell)
-    scores = []
-    for (source, attribute, head, _), members in groups.items():
-        seeds: dict[float | str, dict[int, results.Cell]] = {}
-        for cell in members:
-            seeds.setdefault(cell.key["times"], {})[cell.key["seed"]] = cell
-        shared = set.intersection(*(set(by_seed) for by_seed in seeds.values()))
-        dropped = sorted(set().union(*seeds.values()) - shared)
-        if not shared:
-            raise ValueError(
-                f"{run}/classify: no seed of {source}, {attribute}, {head} is finished at every time: run classify.py again"
-            )
-        if dropped:
-            print(f"{source}, {attribute}, {head}: seeds {dropped} are not finished at every time and left out")
-        for times, by_seed in seeds.items():
-            scores.append(score([by_seed[seed] for seed in sorted(shared)], source, attribute, head, times))
-    return sorted(scores, key=lambda entry: (entry.mixes, -1.0 if entry.mixes else entry.times))
+NOTE = (
+    "Paired differences in points [95 % interval over encoders, head seeds inside them, and test images]; each side at the "
+    "view that validation chose."
+)
 
 
-def check(cells: Sequence[results.Cell], run: Path) -> None:
-    """Refuse to compare cells of one attribute that were scored on other images or prepared in another way."""
-    first: dict[str, results.Cell] = {}
-    for cell in cells:
-        other = first.setdefault(cell.key["attribute"], cell)
-        differing = [name for name in MUST_AGREE if cell.protocol[name] != other.protocol[name]]
-        if differing:
-            raise ValueError(
-                f"{cell.path} and {other.path} differ in {', '.join(differing)} and cannot be compared: "
-                f"remove {run}/classify and classify again"
-            )
-
-
-def score(cells: Sequence[results.Cell], source: str, attribute: str, head: str, times: float | str) -> Score:
-    """The mean over the seeds' cells."""
-    hits = [
-        np.unpackbits(np.frombuffer(bytes.fromhex(cell.value["correct"]), np.uint8), count=cell.value["count"])
-        for cell in cells
-    ]
-    return Score(
-        source, attribute, head, times,
-        seeds=tuple(cell.key["seed"] for cell in cells),
-        validation=float(np.mean([cell.value["validation"] for cell in cells])),
-        tests=tuple(cell.value["test"] for cell in cells),
-        hits=np.mean(hits, axis=0),
-        protocol=cells[0].protocol,
-    )  # fmt: skip
-
-
-def best(scores: Sequence[Score]) -> Score | None:
-    """The score of the highest validation accuracy, the first of equals; None where there is none."""
-    return max(scores, key=lambda score: score.validation, default=None)
-
-
-def interval(values: np.ndarray, key: str) -> tuple[float, float]:
-    """Central 95 % of the mean of values [N] over resamplings of its N entries; `key` decides the resamplings."""
-    count = len(values)
-    random = np.random.default_rng(experiment.seed_of("bootstrap", key, count))
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, BLOCK):
-        size = min(BLOCK, RESAMPLES - start)
-        times_drawn = random.multinomial(count, np.full(count, 1 / count), size=size)  # [size, N]
-        means[start : start + size] = times_drawn @ values / count
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def summarise(scores: Sequence[Score], attribute: str) -> dict[str, Any]:
-    """The summary of one attribute: each source at its best time, the mixing heads, and the paired differences."""
-    ours = [score for score in scores if score.attribute == attribute]
-    found = {
-        source: best([score for score in ours if score.source == source and not score.mixes]) for source in SOURCES
-    }
-    mixed = [score for score in ours if score.mixes and score.source == "encoder"]
-    mixing = {
-        head: best([score for score in mixed if score.head == head]) for head in {score.head: 0 for score in mixed}
-    }
-    protocol = ours[0].protocol
-    summary: dict[str, Any] = {name: protocol[name] for name in ("chance", "majority", "classes")}
-    summary |= {source: accuracy(chosen, attribute) for source, chosen in found.items() if chosen}
-    summary["mixed"] = {head: accuracy(chosen, attribute) for head, chosen in mixing.items()}
-    if found["encoder"] and found["untrained"]:
-        summary["encoder_minus_untrained"] = difference(found["encoder"], found["untrained"], attribute)
-    if found["encoder"]:
-        summary["mixed_minus_single"] = {
-            head: difference(chosen, found["encoder"], attribute) for head, chosen in mixing.items()
-        }
-    return summary
-
-
-def accuracy(chosen: Score, attribute: str) -> dict[str, Any]:
-    """Test accuracy of one score with its interval over test images."""
-    low, high = interval(chosen.hits, attribute)
-    where = {"times": chosen.times} if chosen.mixes else {"best_time": chosen.times}
-    return {
-        **where,
-        "accuracy": chosen.test,
-        "low": low,
-        "high": high,
-        "validation": chosen.validation,
-        "seeds": list(chosen.seeds),
-        "dimension": chosen.protocol["dimension"],
-    }
-
-
-def difference(ours: Score, theirs: Score, attribute: str) -> dict[str, float]:
-    """Paired difference in test accuracy with its interval over test images."""
-    paired = ours.hits - theirs.hits
-    low, high = interval(paired, attribute)
-    return {"difference": float(paired.mean()), "low": low, "high": high}
-
-
-def draw(scores: Sequence[Score], attributes: Sequence[str], head: str, path: Path, pdf: bool) -> None:
-    """One panel an attribute: accuracy against time, with the mixing heads, pixels and chance as horizontal lines."""
-    columns = min(2, len(attributes))
-    figure, axes = figures.panels(-(-len(attributes) // columns), columns, sharex=True)
-    table: dict[str, list] = {name: [] for name in COLUMNS}
-    for axis, attribute in zip(axes.flat, attributes, strict=False):
-        ours = [score for score in scores if score.attribute == attribute]
-        lines(axis, ours)
-        protocol = ours[0].protocol
-        axis.axhline(protocol["chance"], color=figures.COLOURS[6], linestyle="--", linewidth=1.1, label="chance")
-        axis.set_title(f"{attribute} ({protocol['classes']} classes)")
-        axis.set_ylim(bottom=0)
-        axis.set_ylabel("test accuracy")
-        for entry in ours:
-            record(table, entry)
-    for axis in axes[-1]:
-        axis.set_xlabel("noise time t of the representation")
-    for axis in list(axes.flat)[len(attributes) :]:
-        axis.set_axis_off()
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", frameon=False, ncols=columns)
-    figures.save(figure, path, table, pdf)
-
-
-def lines(axis: Any, scores: Sequence[Score]) -> None:
-    """The lines of one attribute; shaded: lowest to highest seed."""
-    for colour, source in zip(figures.COLOURS, ("encoder", "untrained"), strict=False):
-        points = [score for score in scores if score.source == source and not score.mixes]
-        if points:
-            times = [score.times for score in points]
-            marks = {"encoder": ("o", "-"), "untrained": ("s", "-.")}[source]
-            axis.plot(times, [score.test for score in points], marker=marks[0], linestyle=marks[1], color=colour,
-                      label=f"{SOURCES[source]}, {points[0].head} at each time")  # fmt: skip
-            lows, highs = ([pick(score.tests) for score in points] for pick in (min, max))
-            figures.band(axis, times, lows, highs, colour)
-    level(axis, [score for score in scores if score.source == "pixels" and not score.mixes], ":", figures.COLOURS[3])
-    shades = {"encoder": figures.COLOURS[2], "untrained": figures.COLOURS[4]}
-    for source, colour in shades.items():
-        level(axis, [score for score in scores if score.source == source and score.mixes], "-", colour)
-
-
-def level(axis: Any, scores: Sequence[Score], style: str, colour: str) -> None:
-    """A horizontal line and its seed band for each score that belongs to no single time."""
-    for entry in scores:
-        what = f"{entry.head}, {entry.times.replace('all', 'all times of k = ')}" if entry.mixes else entry.head
-        axis.axhline(entry.test, color=colour, linestyle=style, linewidth=1.6, label=f"{SOURCES[entry.source]}, {what}")
-        axis.axhspan(min(entry.tests), max(entry.tests), color=colour, alpha=0.15, linewidth=0)
-
-
-def record(table: dict[str, list], entry: Score) -> None:
-    """Add one score to the figure's numbers."""
-    times = entry.times if entry.mixes else f"{entry.times:g}"
-    row = (entry.attribute, entry.source, entry.head, times, f"{entry.validation:.5f}", f"{entry.test:.5f}",
-           f"{min(entry.tests):.5f}", f"{max(entry.tests):.5f}", " ".join(map(str, entry.seeds)))  # fmt: skip
-    for column, value in zip(table.values(), row, strict=True):
-        column.append(value)
-
-
-def markdown(summaries: Mapping[str, Mapping[str, Any]], scores: Sequence[Score], attributes: Sequence[str]) -> str:
-    """The summary as a Markdown table: test accuracies in per cent with their 95 % intervals."""
-    mixing = list(dict.fromkeys(head for summary in summaries.values() for head in summary["mixed"]))
-    header = ["attribute", "chance", *SOURCES.values(), "trained - untrained"]
-    for head in mixing:
-        header += [f"{head}, all times", f"{head} - best single time"]
-    rows = [header, ["---"] * len(header)]
-    for attribute in attributes:
-        summary = summaries[attribute]
-        row = [attribute, f"{100 * summary['chance']:.1f}"]
-        row += [_accuracy(summary.get(source)) for source in SOURCES]
-        row.append(_difference(summary.get("encoder_minus_untrained")))
-        for head in mixing:
-            row += [_accuracy(summary["mixed"].get(head)), _difference(summary["mixed_minus_single"].get(head))]
-        rows.append(row)
-    count = scores[0].protocol["test_images"]
-    note = (
-        f"Test accuracy in % on {count:,} images, mean over seeds [95 % interval over test images]; "
-        "t: the time that validation chose."
+def explained(table: Table) -> str:
+    """How the accuracies of a setting were measured."""
+    counts = sorted({score.protocol["test_images"] for score in table.scores})
+    encoders = len(table.setting.runs)
+    seeds = sorted({len(score.seeds) for score in table.scores})
+    fits = f"{' or '.join(map(str, seeds))} head seed{'s' * (seeds != [1])}"
+    over = f"{encoders} encoders, each the mean of {fits}" if encoders > 1 else fits
+    return (
+        f"Mean +- standard deviation over {over}, on {' and '.join(f'{count:,}' for count in counts)} test images. "
+        "t: the single time, k: the granularity that validation chose."
     )
-    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", note, ""])
 
 
-def _accuracy(entry: Mapping[str, Any] | None) -> str:
-    if not entry:
-        return "-"
-    when = f", t = {entry['best_time']:g}" if "best_time" in entry else ""
-    return f"{100 * entry['accuracy']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]{when}"
+def write_texts(path: Path, tables: Sequence[texts.Table]) -> None:
+    """The tables as Markdown and LaTeX."""
+    write_text(path.with_name(path.name + ".md"), texts.markdown(tables))
+    write_text(path.with_name(path.name + ".tex"), texts.latex(tables))
 
 
-def _difference(entry: Mapping[str, float] | None) -> str:
-    return f"{100 * entry['difference']:+.1f} [{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]" if entry else "-"
+def write_text(path: Path, text: str) -> None:
+    """One text file."""
+    arrays.write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def draw(args: Any, table: Table, name: str) -> Iterable[str]:
+    """The figures of one setting; yields what was written."""
+    attributes = list(table.summaries)
+    panels = [
+        charts.over_times(table.of(attribute), described(table, attribute), args.head) for attribute in attributes
+    ]
+    yield charts.draw(panels, args.out / f"accuracy_{name}.png", "noise time t of the representation", args.pdf).name
+    grids = sorted({score.granularity for score in table.scores if score.mixes})
+    if len(grids) > 1:
+        panels = [against_granularity(table, attribute, args.head, grids) for attribute in attributes]
+        axis = charts.logarithmic(grids)
+        yield charts.draw(panels, args.out / f"granularity_{name}.png", "granularity k", args.pdf, axis).name
+    if any(score.labels for score in table.scores):
+        panels = [against_labels(table, attribute, args.head) for attribute in attributes]
+        axis = charts.logarithmic(labels_of(score) for score in table.scores)
+        yield charts.draw(panels, args.out / f"labels_{name}.png", "labelled images", args.pdf, axis).name
+    single = [score for score in table.scores if score.family == "blocks" and not score.mixes and not score.labels]
+    if len({score.source for score in single}) > 1:
+        yield charts.draw_blocks(single, attributes, args.head, args.out / f"blocks_{name}.png", args.pdf).name
+
+
+def described(table: Table, attribute: str) -> str:
+    """The title of an attribute's panel."""
+    summary = table.summaries[attribute]
+    return f"{attribute} ({summary['classes']} classes, chance {100 * summary['chance']:.3g} %)"
+
+
+def against_granularity(table: Table, attribute: str, head: str, grids: Sequence[int]) -> charts.Panel:
+    """Accuracy against granularity: of a single time, the best of those that a granularity has."""
+    times = {k: trajectories.grid(k) for k in grids}
+
+    def place(score: Score) -> list[float]:
+        if score.mixes:
+            return [score.granularity]
+        return [
+            k for k, grid in times.items() if min(abs(time - score.times) for time in grid) < trajectories.TOLERANCE
+        ]
+
+    return charts.against(table.of(attribute), described(table, attribute), head, place)
+
+
+def labels_of(score: Score) -> int:
+    """How many labelled images a head had."""
+    return score.labels or score.protocol.get("train_images", 0)
+
+
+def against_labels(table: Table, attribute: str, head: str) -> charts.Panel:
+    """Accuracy against the number of labelled images."""
+    scores = table.of(attribute, whole=False)
+    return charts.against(scores, described(table, attribute), head, lambda score: [labels_of(score)])
+
+
+def compare(args: Any, tables: Sequence[Table], name: str) -> Iterable[str]:
+    """Tables and figures of several settings; yields what was written."""
+    held = {table.setting.label: table.summaries for table in tables}
+    attributes = list(dict.fromkeys(attribute for table in tables for attribute in table.summaries))
+    told = [one for attribute in attributes for one in accuracy_tables.settings(held, attribute, NOTE)]
+    write_texts(args.out / f"comparison_{name}", told)
+    records = [record for label, found in held.items() for record in accuracy_tables.records(label, found)]
+    write_text(args.out / f"comparison_{name}.csv", texts.comma_separated(records))
+    print(texts.markdown(told))
+    yield from (f"comparison_{name}{end}" for end in (".md", ".tex", ".csv"))
+    yield from draw_latent(args, tables, name)
+    yield from draw_modes(args, tables, name)
+
+
+def alike(tables: Sequence[Table], *fields: str) -> list[list[Table]]:
+    """Groups of at least two settings that differ in these fields of their configurations alone."""
+    groups: dict[str, list[Table]] = {}
+    for table in tables:
+        if table.setting.config:
+            groups.setdefault(table.setting.beside(*fields), []).append(table)
+    return [members for members in groups.values() if len({table.setting.label for table in members}) > 1]
+
+
+def draw_latent(args: Any, tables: Sequence[Table], name: str) -> Iterable[str]:
+    """Accuracy against latent size, a panel an attribute and setting besides."""
+    panels, sizes = [], set()
+    for members in alike(tables, "encoder.widen"):
+        for attribute in shared(members):
+            scores = [score for table in members for score in table.of(attribute) if score.family == "encoder"]
+            if scores:
+                sizes |= {score.protocol["dimension"] for score in scores}
+                title = ", ".join(part for part in (without_width(members[0].setting.label), attribute) if part)
+                panels.append(charts.against(scores, title, args.head, lambda score: [score.protocol["dimension"]]))
+    if len(sizes) > 1:
+        axis = charts.logarithmic(sizes)
+        yield charts.draw(panels, args.out / f"latent_{name}.png", "size of the latent", args.pdf, axis).name
+
+
+def without_width(label: str) -> str:
+    """The label of a setting without its widen factor."""
+    return ", ".join(part for part in label.split(", ") if not part.startswith("widen"))
+
+
+def draw_modes(args: Any, tables: Sequence[Table], name: str) -> Iterable[str]:
+    """Accuracy against single time with the modes of one setting side by side, a row an attribute."""
+    groups = alike(tables, "model.mode", "objective.lambda_z")
+    rows = [(members, attribute) for members in groups for attribute in shared(members)]
+    if len(rows) > MOST_ROWS:
+        print(
+            f"modes side by side: {len(rows)} rows are more than {MOST_ROWS}: choose with --attributes, or give fewer runs"
+        )
+        rows = []
+    columns = max((len(members) for members, _ in rows), default=0)
+    panels: list[charts.Panel] = []
+    for members, attribute in rows:
+        drawn = [
+            charts.over_times(table.of(attribute), f"{table.setting.label}: {attribute}", args.head)
+            for table in members
+        ]
+        panels += drawn + [charts.Panel("")] * (columns - len(drawn))
+    if panels:
+        path = args.out / f"modes_{name}.png"
+        yield charts.draw(panels, path, "noise time t of the representation", args.pdf, shape=(len(rows), columns)).name
+
+
+def shared(tables: Sequence[Table]) -> list[str]:
+    """Attributes that all of these have."""
+    return [attribute for attribute in tables[0].summaries if all(attribute in table.summaries for table in tables)]
 
 
 if __name__ == "__main__":
