@@ -3,7 +3,7 @@
 Nothing here is imported by the other folders; what it shares with them lies in files.
 
     gaussian    N(mu, U diag(lambdas) U^T + rest): fit, score, denoise, teleport, save, load; isotropic = rank 0
-    decompose   means and variances of images; the eigenvectors of their covariance in the memory of a few D x D matrices
+    decompose   means and variances of images; the memory that a covariance takes
     low_rank    the leading eigenvectors of images too large for that, in a few streams over them
     diagonal    a Gaussian of independent pixels or spatial frequencies
     mixture     Gaussian mixture, one Gaussian a class, the training images as points
@@ -20,5 +20,6 @@ Commands: get_parameters (data set -> gaussian_params/), sweep_skips (run -> RUN
 process_experiments_with_skips (cells -> figure, table, recommended skip), compare_scores (run -> RUN/scores/ cells),
 plot_scores (cells -> figure), slice_scores (planes of the score field through images -> RUN/slices/ cells, figure),
 compare_flows (the network's flow against closed forms' from the same noise -> RUN/flows/ cells, figures),
+map_mixtures (mixtures of Gaussians by components, rank and level -> RUN/mixtures/ cells, figures),
 compare_metrics (two results -> a table, if they were measured alike).
 """
