@@ -15,7 +15,7 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     precondition         c_in, c_noise, c_skip, c_out around a network
     objective            where levels are drawn in training, and what an error counts at each
     layers unet          NCSN++ with blocks by name
-    encoder              (x0, t) -> Posterior(mean, logvar)
+    encoder folded       (x0, t) -> Posterior(mean, logvar); the same for use alone, normalisation in the convolutions
     score_model*         network, preconditioning and encoder: denoise, score, encode, loss terms by name
     augment              random changes of a batch of images: a function of (image, numbers) alone
     training             one training step after another: batches, averages, checkpoints, metrics
@@ -28,8 +28,10 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     moments*             streaming mean and second moment, exact for pixels
     features* fid*       images -> features; moments and features -> Frechet and kernel distances
     trajectories*        representations of N images at T times
+    readouts encoding    sources of representations; one pass of them over the images, into stores
+    row_files            a large array written by rows, by ranks side by side, resumed where it was killed
     checkpoint*          save, resume, load a run
 
-Commands: prepare_data, main (--mode train | eval | sample), representations, train_features, measure_samples,
-list_runs, doctor.
+Commands: prepare_data, main (--mode train | eval | sample), representations, list_trajectories, train_features,
+measure_samples, list_runs, doctor.
 """

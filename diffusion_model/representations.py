@@ -1,41 +1,66 @@
-"""Encode images at every time of the paper's grids: run -> trajectories of representations, and Gaussian moments.
+"""Turn images into features at every time of the paper's grids: run -> trajectories of representations, and Gaussian moments.
 
-    python diffusion_model/representations.py runs/drl-synthetic16 --granularities 10 --sources encoder untrained pixels
+    python diffusion_model/representations.py runs/drl-synthetic16 --granularities 10 --sources encoder untrained pixels pca
+    python diffusion_model/representations.py runs/edm-cifar10 --sources blocks --times 0.2 0.3 0.4 --dtype float16
     torchrun --nproc_per_node=8 diffusion_model/representations.py runs/drl-cifar10
 
 writes RUN/trajectories/SOURCE/SPLIT/ (one file a time over the union of the grids asked for) and RUN/moments/ (count, mean
-and covariance of the training images and of z at each time). Sources: the trained encoder (its live weights, posterior
-mean, clean images), the same network untrained as a control, and the raw pixels (one time, 0). The same command again
-goes on with the times that are missing, on any number of ranks. Ranks share the times, and write what one would.
+and covariance of the training images and of z at each time). A time t labels the noise level 0.01 * 5000^t in units of the
+data's standard deviation, for every source alike. Sources:
+
+    encoder        the trained encoder's z(x0, t): its live weights, posterior mean, clean images
+    untrained      the same network untrained, as a control
+    block-NAME     a block of the score network for the noised image (--list-blocks tells the names); blocks: all of them
+    pixels, pca    the clean images, or their --components principal ones: one time, 0
+
+The noise of an image is the same at every time and in every run; --draws averages the activations of several. The same
+command again goes on where it was killed, and adds times that are new, on any number of ranks. Ranks share the images, and
+write what one would. `list_trajectories.py RUN` shows what is there.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from diffusion_model import arrays, checkpoint, data, experiment, moments, ranks, trajectories
+from diffusion_model import arrays, checkpoint, data, encoding, experiment, moments, ranks, readouts, trajectories
 from diffusion_model.experiment import AtLeast
+from diffusion_model.readouts import Readout
 from diffusion_model.score_model import ScoreModel
+from diffusion_model.training import compilation_lacks, has_bfloat16
+from diffusion_model.trajectories import Trajectories, Writer
 
-SOURCES = ("encoder", "untrained", "pixels")
+SOURCES = ("encoder", "untrained", *readouts.TIMELESS)  # and the blocks
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def make_parser() -> experiment.Parser:
     """The command line."""
     parser = experiment.Parser(__doc__, prog="representations.py")
-    parser.add_argument("run", type=Path, help="a run with an encoder")
+    parser.add_argument("run", type=Path, help="a run")
     parser.add_argument(
         "--granularities", type=int, nargs="+", default=[2, 5, 7, 10, 17, 25, 37, 50], help="times i/k for i = 0..k"
     )
-    parser.add_argument("--sources", nargs="+", default=["encoder"], choices=SOURCES, help="what to encode with")
+    parser.add_argument("--times", type=float, nargs="+", metavar="T", help="these times, and no grids")
+    parser.add_argument("--sources", nargs="+", default=["encoder"], metavar="SOURCE", help="what to encode with")
+    parser.add_argument("--list-blocks", action="store_true", help="print the blocks of the score network, and end")
+    parser.add_argument("--draws", type=AtLeast(1), default=1, help="of noise, for blocks: activations are averaged")
+    parser.add_argument("--pooling", default="mean", choices=readouts.POOLING, help="over the pixels, for blocks")
+    parser.add_argument("--components", type=AtLeast(1), default=64, help="for pca")
     parser.add_argument("--splits", nargs="+", default=list(data.SPLITS), choices=data.SPLITS, help="which images")
     parser.add_argument("--limit", type=AtLeast(1), help="only the first so many images of each split (default: all)")
-    parser.add_argument("--batch", type=AtLeast(1), default=500, help="images at once")
+    parser.add_argument("--dtype", default="float32", choices=trajectories.DTYPES, help="of the stored features")
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", *PRECISIONS), help="of the products: auto is bfloat16 on a GPU"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the encoder (minutes, once; for GPUs)")
+    parser.add_argument("--batch", type=AtLeast(1), default=512, help="images read, encoded and written together")
     parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
     parser.add_data()
     parser.add_device()
@@ -45,132 +70,170 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    try:
-        times = trajectories.union(args.granularities)
-    except ValueError as error:
-        raise experiment.UsageError(f"--granularities: {error}") from None
+    args.times = asked_times(args)
     with ranks.session(experiment.choose_device(args.device)) as device:
-        encode_run(args, times, device)
+        record = checkpoint.read_run(args.run)
+        model = checkpoint.load_score_model(args.run, args.step, device=device)
+        if args.list_blocks:
+            ranks.say(block_table(model))
+            return 0
+        args.precision = precision_of(args.precision, device)
+        groups = group_sources(args.sources, model)
+        if args.compile and (lack := compilation_lacks(device)):
+            raise ValueError(f"--compile needs {lack}: leave it out")
+        with exact_products(), alone(args.run):
+            encode_run(args, model, record, groups)
     return 0
 
 
-def encode_run(args: Any, times: list[float], device: torch.device) -> None:
-    """Every split and source of a run."""
-    record = checkpoint.read_run(args.run)
-    model = checkpoint.load_score_model(args.run, args.step, device=device)
-    if model.encoder is None:
-        raise ValueError(
-            f"{args.run} has model.mode none and no encoder: train one with --config configs/drl.py:PRESET"
-        )
-    for split_name in args.splits:
-        split = data.open_split_of(record, split_name, args.data)
-        split = dataclasses.replace(split, images=split.images[: args.limit], labels=split.labels[: args.limit])
-        for source in args.sources:
-            encode_split(args, model, record, split, source, times)
+def asked_times(args: Any) -> list[float]:
+    """The times of --times, or of the union of the grids."""
+    if args.times is not None:
+        wrong = [time for time in args.times if not 0 <= time <= 1]
+        if wrong:
+            raise experiment.UsageError(f"--times {wrong[0]:g}: expected a time from 0 to 1")
+        return sorted({round(time, 8) for time in args.times})
+    try:
+        return trajectories.union(args.granularities)
+    except ValueError as error:
+        raise experiment.UsageError(f"--granularities: {error}") from None
 
 
-def encode_split(
-    args: Any, model: ScoreModel, record: dict[str, Any], split: data.Split, source: str, times: list[float]
-) -> None:
-    """One source and split: every pending time, and for the training split the moments."""
-    times = [0.0] if source == "pixels" else times
-    dimension = int(np.prod(split.shape)) if source == "pixels" else model.encoder.dimension
-    folder = args.run / "trajectories" / source / split.split
-    provenance = {
-        "source": source, "dataset": split.name, "split": split.split, "data_hash": split.hash,
-        "mode": model.mode, "widen": model.config["encoder"]["widen"],
-        "step": {"encoder": model.step, "untrained": 0, "pixels": None}[source], "class_names": split.meta.get("class_names"),
-    }  # fmt: skip
-    writer = trajectories.Writer(folder, times, split.labels, split.attributes, dimension, **provenance)
-    pending = ranks.from_first(writer.pending)
-    if pending:
-        size = len(pending) * len(split) * dimension * 4 / 1e6
-        described = f"{len(split):,} images, {dimension} features: {size:.1f} MB"
+def precision_of(name: str, device: torch.device) -> str:
+    """What `auto` is: bfloat16 where a GPU multiplies in it, else float32."""
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" and has_bfloat16(device) else "float32"
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Convolutions in float32 where float32 is asked for: on a GPU they would be done in TF32."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
+        yield
+
+
+@contextlib.contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Hold RUN/trajectories/.lock: a second command on the same stores would write beside this one (ValueError)."""
+    path = run / "trajectories" / ".lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
         if ranks.first():
-            print(f"{folder}: {len(pending)} of {len(times)} times, {described}", file=sys.stderr)
-        encode_times(encoder_of(model, record, source), model, split, writer, pending, args.batch)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{run} is being encoded by another process: wait for it or stop it") from None
+            except OSError:
+                pass  # a file system that cannot lock
+        yield
+
+
+def block_table(model: ScoreModel) -> str:
+    """The blocks of a score network in the order in which they are computed, with the shapes of their activations."""
+    rows = [
+        (readouts.source_of(name), "x".join(map(str, shape))) for name, shape in readouts.block_shapes(model).items()
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {shape}" for name, shape in rows)
+
+
+def group_sources(asked: Sequence[str], model: ScoreModel) -> list[list[str]]:
+    """Sources in groups that one pass computes together: the blocks are one, every other source is alone."""
+    known = [readouts.source_of(name) for name in readouts.block_names(model)] if model.net is not None else []
+    for source in asked:
+        if source.startswith("block") and model.net is None:
+            readouts.block_names(model)  # says why there are none
+        if source not in (*SOURCES, "blocks", *known):
+            near = experiment.nearest(source, (*SOURCES, "blocks", *known))
+            raise experiment.UsageError(f"--sources: {source!r} is not known; {near}; --list-blocks tells the blocks")
+        if source in ("encoder", "untrained") and model.encoder is None:
+            raise ValueError(
+                f"this run has model.mode none and no encoder, so no source {source!r}: take --sources block-NAME, pixels "
+                "or pca, or train a run with --config configs/drl.py:PRESET"
+            )
+    blocks = [source for source in known if source in asked or "blocks" in asked]
+    return [[source] for source in SOURCES if source in asked] + ([blocks] if blocks else [])
+
+
+def encode_run(args: Any, model: ScoreModel, record: dict[str, Any], groups: list[list[str]]) -> None:
+    """Every split and source of a run."""
+    splits = {name: data.open_split_of(record, name, args.data) for name in args.splits}
+    for sources in groups:
+        readout, about = make_readout(args, model, record, sources)
+        for split in splits.values():
+            cut = dataclasses.replace(split, images=split.images[: args.limit], labels=split.labels[: args.limit])
+            encode_split(args, model, readout, about, cut)
+        if sources == ["encoder"] and "train" in splits:
+            write_moments(args.run / "moments", splits["train"], args.run / "trajectories" / "encoder" / "train")
+
+
+def make_readout(
+    args: Any, model: ScoreModel, record: dict[str, Any], sources: list[str]
+) -> tuple[Readout, dict[str, Any]]:
+    """The readout of some sources, and what their stores say of it beside their data."""
+    source, precision = sources[0], PRECISIONS[args.precision]
+    if source == "encoder":
+        about = {"step": model.step, "weights": readouts.fingerprint(model.encoder)}
+        readout: Readout = readouts.Codes(source, model, precision, args.compile)
+    elif source == "untrained":
+        fresh, weights = readouts.untrained(model, record)
+        readout, about = readouts.Codes(source, fresh, precision, args.compile), {"step": 0, "weights": weights}
+    elif source in readouts.TIMELESS:
+        basis = None
+        if source == "pca":
+            train = data.open_split_of(record, "train", args.data)
+            basis = readouts.principal_components(args.run / "moments", train, model.scaling, args.components)
+        return readouts.Pixels(source, model, basis), {"step": None, "precision": "float32"}
     else:
-        ranks.say(f"{folder}: nothing to do, {len(times)} times are stored")
-    if split.split == "train" and source == "encoder":
-        whole = data.open_split(split.name, "train", args.data)
-        write_moments(args.run / "moments", whole, trajectories.Trajectories(folder))
+        names = [name.removeprefix("block-") for name in sources]
+        readout = readouts.Activations(names, model, precision, args.draws, args.pooling)
+        weights = readouts.fingerprint(model.net, model.encoder)
+        about = {"step": model.step, "weights": weights, "draws": args.draws, "pooling": args.pooling}
+    return readout, about | {"precision": args.precision}
 
 
-def encode_times(
-    encode: Callable[[torch.Tensor, float], torch.Tensor],
-    model: ScoreModel,
-    split: data.Split,
-    writer: trajectories.Writer,
-    pending: list[float],
-    batch: int,
-) -> None:
-    """Encode the pending times, one a rank at once: each rank writes its own, then the first records those of all."""
-    for group in experiment.progress(ranks.rounds(pending), f"encoding {writer.folder}", "times a rank"):
-        written = {}
-        for time in ranks.deal(group):
-            written = writer.put(time, encode_images(encode, model, split, time, batch))
-        writer.record(ranks.collect(written))
-    ranks.barrier()  # what follows reads the store that the first rank has recorded
+def encode_split(args: Any, model: ScoreModel, readout: Readout, about: dict[str, Any], split: data.Split) -> None:
+    """The stores of one readout for one split: every pending time."""
+    provenance = {
+        "dataset": split.name, "split": split.split, "data_hash": split.hash, "mode": model.mode,
+        "widen": model.config["encoder"]["widen"], "class_names": split.meta.get("class_names"), **about,
+    }  # fmt: skip
+    times = [0.0] if readout.outputs.keys() <= set(readouts.TIMELESS) else args.times
+    folder = args.run / "trajectories"
+    writers = {
+        source: Writer(folder / source / split.split, times, split.labels, split.attributes, dimension, args.dtype,
+                       source=source, **provenance)
+        for source, dimension in readout.outputs.items()
+    }  # fmt: skip
+    pending = ranks.from_first({source: len(writer.pending) for source, writer in writers.items()})
+    for source, writer in writers.items():
+        if not pending[source]:
+            ranks.say(f"{writer.folder}: nothing to do, {len(writer.meta['stored'])} times are stored")
+        elif ranks.first():
+            size = pending[source] * len(split) * readout.outputs[source] * np.dtype(args.dtype).itemsize / 1e6
+            described = f"{len(split):,} images, {readout.outputs[source]} features: {size:.1f} MB"
+            print(f"{writer.folder}: {pending[source]} of {len(writer.meta['requested'])} times, {described}", file=sys.stderr)  # fmt: skip
+    writers = {source: writer for source, writer in writers.items() if pending[source]}
+    if writers:
+        encoding.encode(readout, split, writers, args.batch)
 
 
-def encoder_of(model: ScoreModel, record: dict[str, Any], source: str) -> Callable[[torch.Tensor, float], torch.Tensor]:
-    """(x0 [B, C, H, W] in model space, t) -> features [B, D]."""
-    if source == "pixels":
-        return lambda x0, time: x0.flatten(1)
-    if source == "untrained":
-        torch.manual_seed(experiment.seed_of(record["config"]["seed"], "weights"))
-        device = next(model.parameters()).device
-        model = checkpoint.build(record).requires_grad_(False).to(device)
-        calibrate(model, record)
-        model.eval()
-    return lambda x0, time: model.encode(x0, time).mean
-
-
-def encode_images(
-    encode: Callable[[torch.Tensor, float], torch.Tensor], model: ScoreModel, split: data.Split, time: float, batch: int
-) -> np.ndarray:
-    """Features [N, D] of a whole split at one time."""
-    device, pieces = next(model.parameters()).device, []
-    with torch.inference_mode():
-        for start in range(0, len(split), batch):
-            pixels = torch.from_numpy(np.array(split.images[start : start + batch])).to(device)
-            pieces.append(encode(model.scaling.to_model(pixels), time).float().cpu().numpy())
-    return np.concatenate(pieces)
-
-
-def calibrate(model: ScoreModel, record: dict[str, Any], images: int = 512) -> None:
-    """Give an untrained encoder the batch-norm statistics of white noise at random times, so that it is no straw man.
-
-    At initialisation the running statistics (0, 1) are those of no data at all; a cumulative average over a few batches
-    puts every layer in its working range without any training.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # cumulative
-    generator = experiment.generator(record["config"]["seed"], "calibrate")
-    device = next(model.parameters()).device
-    model.train()
-    for _ in range(4):
-        noise = torch.randn(images // 4, *model.shape, generator=generator) * model.std
-        model.encode(noise.to(device), torch.rand(images // 4, generator=generator).to(device))
-
-
-def write_moments(folder: Path, split: data.Split, store: trajectories.Trajectories) -> None:
+def write_moments(folder: Path, split: data.Split, store: Path) -> None:
     """RUN/moments/images and RUN/moments/z_TIME: sums of the training images (uint8) and of z at each time.
 
     Ranks share the batches of the images and the times of z.
     """
-    if ranks.from_first(not arrays.is_finished(folder / "images")):
-        images = moments.of_images(split)
-        if ranks.first():
-            images.save(folder / "images")
+    readouts.image_moments(folder, split)
+    z = Trajectories(store)
     described = {"dataset": split.name, "data_hash": split.hash, "split": split.split, "values": "z"}
-    targets = {time: folder / f"z_{time:.8f}" for time in store.times}
-    missing = ranks.from_first([time for time in store.times if not arrays.is_finished(targets[time])])
+    targets = {time: folder / f"z_{time:.8f}" for time in z.times}
+    missing = ranks.from_first([time for time in z.times if not arrays.is_finished(targets[time])])
     for time in ranks.deal(missing):
-        held = moments.Moments(store.dimension, **described, time=time)
-        held.update(np.asarray(store.at(time))).save(targets[time])
+        held = moments.Moments(z.dimension, **described, time=time)
+        for _, rows in z.blocks(time):
+            held.update(rows)
+        held.save(targets[time])
 
 
 if __name__ == "__main__":

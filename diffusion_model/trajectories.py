@@ -4,27 +4,39 @@ Legend: N images, T times, D features, A label columns. A time t in [0, 1] label
 of the data's standard deviation (From Points to Functions, section 4; sigma(t) of its VE process). The paper's eight
 granularities k use the times i/k; their union is encoded once: 109 distinct times where single grids need 161.
 
-A store is `RUN/trajectories/SOURCE/SPLIT/`: `labels.npy`, `z_TIME.npy` ... and `meta.json`, rewritten after each time,
-so that an interrupted command goes on with the times that are missing. Where ranks share the times, each writes its own
-`z_TIME.npy` and the first alone writes `meta.json`: it never names a file that is not whole.
+A store is `RUN/trajectories/SOURCE/SPLIT/`: `labels.npy`, `z_TIME.npy` in float32 or float16, and `meta.json`, which says
+where they come from and never names a file that is not whole. The files grow by rows (see row_files.py), on any number of
+ranks, so that an interrupted command goes on with the rows that are missing and times are added without touching others.
+
+Nothing here holds a store in memory: `at` maps a file, `select` fills the array that it returns. A checksum is compared
+when a file is read whole, in the same pass; `at` reads a file of up to `arrays.VERIFY_UP_TO` bytes once for it, and
+believes larger ones, which `list_trajectories.py --verify` reads.
 """
 
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffusion_model import arrays, ranks
+from diffusion_model import arrays, experiment, ranks, row_files
+from diffusion_model.row_files import RowFile
 
 KIND = "trajectories"
 LEVEL_MIN, LEVEL_MAX = 0.01, 50.0  # in units of the data's standard deviation
 TOLERANCE = 1e-6
 META = {  # of meta.json, as `arrays.expect` takes it
     "requested": [float], "stored": {...: {"time": float, "crc32": int}}, "attributes": {...: int},
-    "labels": {"crc32": int}, "count": int, "dimension": int,
+    "labels": {"crc32": int}, "count": int, "dimension": int, "dtype?": str,
 }  # fmt: skip
+DTYPES = ("float32", "float16")
+EARLIER = {
+    "dtype": "float32",
+    "precision": "float32",
+}  # fields that stores of earlier versions lack, with what those did
+ROWS = 1 << 16  # read at once
 REMEDY = "run `python diffusion_model/representations.py RUN` first"
 
 
@@ -56,29 +68,36 @@ def _file(time: float) -> str:
     return f"z_{time:.8f}"
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """meta.json of a store, which may be unfinished; an altered one is a ValueError."""
     meta = arrays.read_meta(folder, KIND, REMEDY)
-    arrays.expect(meta, folder / "meta.json", META, f"remove {folder} and {REMEDY.removesuffix(' first')}")
-    return meta
+    again = f"remove {folder} and {REMEDY.removesuffix(' first')}"
+    arrays.expect(meta, folder / "meta.json", META, again)
+    if meta.get("dtype", DTYPES[0]) not in DTYPES:
+        raise ValueError(f"{folder}/meta.json: dtype is {meta['dtype']!r}, expected {' or '.join(DTYPES)}: {again}")
+    lacking = {name: value for name, value in EARLIER.items() if name not in meta}
+    return arrays.Fields(meta | lacking, folder / "meta.json")
 
 
 class Trajectories:
     """Reader of one store and split. `times` [T] ascending, `labels` int64 [N, A], `attributes` {name: number of classes}."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, unfinished: bool = False) -> None:
+        """unfinished: take also a store that is still being written, with the times that are there."""
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no trajectories in {self.folder}: {REMEDY}")
-        self.meta = _read_meta(self.folder)
+        self.meta = read_meta(self.folder)
         missing = [time for time in self.meta["requested"] if f"{time:.8f}" not in self.meta["stored"]]
-        if missing:
+        if missing and not unfinished:
             raise ValueError(
                 f"{self.folder} is still being written or was interrupted ({len(missing)} times are missing): {REMEDY}"
             )
         self.times = sorted(entry["time"] for entry in self.meta["stored"].values())
         self.attributes: dict[str, int] = self.meta["attributes"]
         self.labels = arrays.read_array(self.folder / "labels.npy", self.meta["labels"]["crc32"])
-        self.count, self.dimension = self.meta["count"], self.meta["dimension"]
+        self.count, self.dimension, self.dtype = self.meta["count"], self.meta["dimension"], self.meta["dtype"]
+        self._verified: set[str] = set()
 
     def nearest(self, time: float) -> float:
         """The stored time within 1e-6 of `time`; ValueError with the list of stored times where there is none."""
@@ -89,25 +108,68 @@ class Trajectories:
         return found
 
     def at(self, time: float) -> np.ndarray:
-        """Representations [N, D] at one stored time, memory-mapped."""
+        """Representations [N, D] at one stored time, memory-mapped, in the store's dtype."""
         name = f"{self.nearest(time):.8f}"
-        entry = self.meta["stored"][name]
-        array = arrays.read_array(self.folder / f"z_{name}.npy", entry["crc32"])
-        if array.shape != (self.count, self.dimension):
-            raise ValueError(
-                f"{self.folder}/z_{name}.npy has shape {array.shape}, meta.json says {(self.count, self.dimension)}"
-            )
+        return self._map(name, None if name in self._verified else self.meta["stored"][name]["crc32"])
+
+    def look(self, time: float) -> np.ndarray:
+        """As `at`, without reading the file for its checksum."""
+        return self._map(f"{self.nearest(time):.8f}", None)
+
+    def _map(self, name: str, checksum: int | None) -> np.ndarray:
+        path = self.folder / f"z_{name}.npy"
+        array = arrays.read_array(path, checksum)
+        found, told = (array.shape, str(array.dtype)), ((self.count, self.dimension), self.dtype)
+        if found != told:
+            raise ValueError(f"{path} holds {found}, meta.json says {told}: remove {self.folder} and make it again")
+        if checksum is not None and path.stat().st_size <= arrays.VERIFY_UP_TO:
+            self._verified.add(name)
         return array
 
-    def select(self, times: Sequence[float] | None = None) -> np.ndarray:
-        """Representations [N, T, D] in float32 at the times given, or at every stored time; NaN is a ValueError."""
+    def blocks(self, time: float) -> Iterator[tuple[slice, np.ndarray]]:
+        """(rows, representations) of one time in float32, block by block in order, as `select` refuses them.
+
+        The checksum is compared at the end, whatever the file's size, unless it has been before.
+        """
+        name = f"{self.nearest(time):.8f}"
+        array = self.look(time)
+        path = self.folder / f"z_{name}.npy"
+        with path.open("rb") as file:
+            value = zlib.crc32(file.read(array.offset))
+        step = max(1, ROWS * 256 // self.dimension)
+        for start in range(0, self.count, step):
+            block = array[start : start + step]
+            value = value if name in self._verified else zlib.crc32(block, value)
+            yield slice(start, start + len(block)), self._finite(block.astype(np.float32))
+        if name not in self._verified and value != self.meta["stored"][name]["crc32"]:
+            raise ValueError(
+                f"{path} was altered after it was written (its checksum differs): remove its folder and make it again"
+            )
+        self._verified.add(name)
+
+    def select(self, times: Sequence[float] | None = None, rows: np.ndarray | None = None) -> np.ndarray:
+        """Representations [N, T, D] in float32 at the times given, or at every stored time; NaN is a ValueError.
+
+        rows: indices or a mask of the images wanted; these alone are read.
+        """
         times = self.times if times is None else times
-        chosen = np.stack([self.at(time) for time in times], axis=1).astype(np.float32, copy=False)
-        if not np.isfinite(chosen).all():
+        if rows is not None:
+            rows = np.arange(self.count)[rows]
+            return self._finite(
+                np.stack([self.at(time)[rows] for time in times], axis=1).astype(np.float32, copy=False)
+            )
+        chosen = np.empty((self.count, len(times), self.dimension), np.float32)
+        for index, time in enumerate(times):
+            for block, z in self.blocks(time):
+                chosen[block, index] = z
+        return chosen
+
+    def _finite(self, z: np.ndarray) -> np.ndarray:
+        if not np.isfinite(z).all():
             raise ValueError(
                 f"{self.folder} holds values that are not finite: the run has diverged, or the store was altered"
             )
-        return chosen
+        return z
 
     def label(self, attribute: str) -> np.ndarray:
         """Labels [N] of one attribute; ValueError with the names that exist."""
@@ -121,19 +183,23 @@ class Writer:
     """Writer of one store and split; `pending` lists the times still to be encoded, `write` adds one of them.
 
     Opening a folder that holds a store of the same provenance goes on with it; another provenance is a ValueError.
-    Ranks that share the times `put` them and `record` those of all; one process does both by `write`.
+    By rows, on any number of ranks: the first calls `begin` and learns what is there; each rank calls `put` with rows of
+    its own; when all are there, `finish` for each time by one of them, and `record` with what all finished by the first.
     """
 
     def __init__(self, folder: Path, times: Sequence[float], labels: np.ndarray, attributes: dict[str, int],
-                 dimension: int, **provenance: Any) -> None:  # fmt: skip
+                 dimension: int, dtype: str = "float32", **provenance: Any) -> None:  # fmt: skip
         self.folder = Path(folder)
-        identity = {**provenance, "attributes": attributes, "dimension": dimension, "count": len(labels)}
+        identity = {
+            **provenance,
+            "attributes": attributes,
+            "dimension": dimension,
+            "count": len(labels),
+            "dtype": dtype,
+        }
         if arrays.is_finished(self.folder):
-            self.meta = _read_meta(self.folder)
-            other = [name for name in identity if self.meta.get(name) != identity[name]]
-            if other:
-                changes = ", ".join(f"{name}: {self.meta.get(name)!r} there, {identity[name]!r} now" for name in other)
-                raise ValueError(f"{self.folder} holds trajectories of another origin ({changes}): remove it first")
+            self.meta = read_meta(self.folder)
+            self._refuse_other(identity)
             self.meta["requested"] = sorted({*self.meta["requested"], *times})
         else:
             self.meta = {
@@ -145,6 +211,13 @@ class Writer:
                 "stored": {},
             }
         self._save()
+
+    def _refuse_other(self, identity: dict[str, Any]) -> None:
+        known = self.meta.keys() | identity.keys() - {"weights"}  # which stores of earlier versions do not tell
+        other = [name for name in identity if name in known and self.meta.get(name) != identity[name]]
+        if other:
+            changes = ", ".join(f"{name}: {self.meta.get(name)!r} there, {identity[name]!r} now" for name in other)
+            raise ValueError(f"{self.folder} holds trajectories of another origin ({changes}): remove it first")
 
     def _write_labels(self, labels: np.ndarray) -> dict[str, Any] | None:
         if not ranks.first():
@@ -161,24 +234,63 @@ class Writer:
         """Times asked for and not yet stored."""
         return [time for time in self.meta["requested"] if f"{time:.8f}" not in self.meta["stored"]]
 
-    def write(self, time: float, z: np.ndarray) -> None:
-        """Store z [N, D] at one time; a wrong shape or a value that is not finite is a ValueError."""
-        self.record([self.put(time, z)])
+    def _file(self, time: float) -> RowFile:
+        shape = self.meta["count"], self.meta["dimension"]
+        return RowFile(self.folder / f"{_file(time)}.npy", shape, np.dtype(self.meta["dtype"]))
 
-    def put(self, time: float, z: np.ndarray) -> dict[str, Any]:
-        """Write the file of one time and return what `record` is to be told of it; until then the time is pending."""
+    def begin(self) -> dict[float, np.ndarray]:
+        """Lay out the files of the pending times; {time: whether each row [N] is there}, from before a kill."""
+        files = {time: self._file(time) for time in self.pending}
+        for file in files.values():
+            file.begin()
+        found = row_files.written(self.folder, list(files.values()))
+        return {time: found[file.path.name] for time, file in files.items()}
+
+    def put(self, start: int, z: dict[float, np.ndarray]) -> None:
+        """Write {time: rows [B, D]} from row `start` on; a wrong shape or a value that is not finite is a ValueError."""
+        checksums = {}
+        for time, rows in z.items():
+            file = self._file(time)
+            checksums[file.path.name] = len(rows), file.put(start, self._fit(time, start, rows))
+        row_files.note(self.folder, experiment.rank(), start, checksums)
+
+    def _fit(self, time: float, start: int, rows: np.ndarray) -> np.ndarray:
+        """Rows in the store's dtype."""
+        left, dimension = self.meta["count"] - start, self.meta["dimension"]
+        if rows.ndim != 2 or rows.shape[1] != dimension or len(rows) > left:
+            raise ValueError(
+                f"representations at time {time:g} have shape {rows.shape}, expected ({left}, {dimension})"
+            )
+        if not np.isfinite(rows).all():
+            raise ValueError(f"representations at time {time:g} are not finite: the run has diverged")
+        with np.errstate(over="ignore"):
+            fitted = rows.astype(self.meta["dtype"], copy=False)
+        if not np.isfinite(fitted).all():
+            largest = np.abs(rows).max()
+            raise ValueError(f"representations at time {time:g} reach {largest:.3g}, beyond float16: take float32")
+        return fitted
+
+    def finish(self, time: float) -> dict[str, Any]:
+        """Give the file of one time its name, all rows being there, and return what `record` is to be told of it."""
+        file = self._file(time)
+        checksum = arrays.file_checksum(file.part)
+        file.finish()
+        return {f"{time:.8f}": {"time": time, "level": level_of(time), "crc32": checksum}}
+
+    def record(self, finished: Iterable[dict[str, Any]]) -> None:
+        """Take times that were finished, by this rank and others, into the store."""
+        for entries in finished:
+            self.meta["stored"] |= entries
+        self.meta["stored"] = dict(sorted(self.meta["stored"].items()))
+        self._save()
+        if ranks.first() and not self.pending:
+            row_files.forget(self.folder)
+
+    def write(self, time: float, z: np.ndarray) -> None:
+        """Store z [N, D] of one time at once."""
         expected = (self.meta["count"], self.meta["dimension"])
         if z.shape != expected:
             raise ValueError(f"representations at time {time:g} have shape {z.shape}, expected {expected}")
-        if not np.isfinite(z).all():
-            raise ValueError(f"representations at time {time:g} are not finite: the run has diverged")
-        path = self.folder / f"{_file(time)}.npy"
-        arrays.write_array(path, z)
-        entry = {"time": time, "level": level_of(time), "crc32": arrays.file_checksum(path)}
-        return {f"{time:.8f}": entry}
-
-    def record(self, written: Iterable[dict[str, Any]]) -> None:
-        """Take times that were put, by this rank and others, into the store."""
-        for entries in written:
-            self.meta["stored"] |= entries
-        self._save()
+        self._file(time).begin()
+        self.put(0, {time: z})
+        self.record([self.finish(time)])

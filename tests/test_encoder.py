@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from diffusion_model import folded
 from diffusion_model.encoder import Block, Encoder, Posterior, widths
+from diffusion_model.folded import FoldedEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,3 +89,50 @@ for widen in (0.0625, 0.25, 0.5):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def trained(widen, probabilistic=True, channels=3, least=0.3):
+    """An encoder with normalisations as training leaves them, of scales from `least` on."""
+    torch.manual_seed(0)
+    encoder = Encoder(channels, widen, probabilistic).eval().to(memory_format=torch.channels_last)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, least, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+    return encoder.requires_grad_(False)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("widen", "probabilistic", "channels"), [(0, False, 1), (0.0625, True, 3), (1, True, 3)])
+def test_folded_is_unfolded(monkeypatch, widen, probabilistic, channels, fused):
+    if not fused:
+        monkeypatch.setattr(folded, "fuses", lambda dtype: False)
+    encoder = trained(widen, probabilistic, channels)
+    x0 = torch.randn(5, channels, 16, 16)
+    mine = FoldedEncoder(encoder)
+    assert all(block.relu.map is None for block in mine.blocks)
+    begun = mine.begin(x0)
+    for time in (0.0, 0.3, 1.0):
+        expected = encoder(x0, torch.full((5,), time)).mean
+        assert torch.allclose(mine.finish(begun, mine.biases(time)), expected, rtol=1e-5, atol=1e-5)
+    again = mine.finish(begun, mine.biases(0.0))  # what all times share was not overwritten
+    assert torch.equal(again, mine.finish(mine.begin(x0), mine.biases(0.0)))
+
+
+def test_scales_that_cannot_be_folded_are_kept():
+    encoder = trained(0.25, least=-0.5)
+    encoder.blocks["group1_block2"].norm0.weight[0] = 0.0
+    mine, x0 = FoldedEncoder(encoder), torch.randn(3, 3, 16, 16)
+    assert mine.blocks[6].relu.map is not None and any(block.relu.map is None for block in mine.blocks)
+    found = mine.finish(mine.begin(x0), mine.biases(0.4))
+    assert torch.allclose(found, encoder(x0, torch.full((3,), 0.4)).mean, rtol=1e-5, atol=1e-5)
+
+
+def test_folded_in_half_precision_is_near():
+    encoder = trained(1)
+    mine, x0 = FoldedEncoder(encoder, torch.bfloat16), torch.randn(8, 3, 16, 16)
+    found, expected = mine.finish(mine.begin(x0), mine.biases(0.4)), encoder(x0, torch.full((8,), 0.4)).mean
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.02 * expected.norm()

@@ -44,6 +44,11 @@ def commands(folder: Path) -> list[list[str]]:
             "3",
             "--sources",
             *representations.SOURCES,
+            "block-middle_block0",
+            "--components",
+            "4",
+            "--batch",
+            "20",
         ],
         ["linear_structure.get_parameters", "dots", "gaussian", f"{folder}/params"],
         ["diffusion_model.main", "--mode", "sample", "--workdir", f"{folder}/edm", *sampled],
@@ -61,7 +66,7 @@ def worlds(tmp_path_factory) -> tuple[Path, Path]:
     assert train_features.main(["dots", "--images", "64", "--batch", "32", "--width", "4"]) == 0
     make_run(folder / "one" / "edm", split)
     drl = make_run(folder / "one" / "drl", split, "configs/drl.py:smoke")
-    assert representations.main([str(drl), "--granularities", "1"]) == 0
+    assert representations.main([str(drl), "--granularities", "1", "--batch", "20"]) == 0
     shutil.copytree(folder / "one", folder / "two")
     for name, *arguments in commands(folder / "one"):
         assert importlib.import_module(name).main(arguments) == 0

@@ -1,5 +1,7 @@
 """Trajectories: grids of times, round trips, interrupted stores, and missing times told with the list."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -53,14 +55,99 @@ def test_round_trip(store):
     assert (held.meta["run"], held.meta["step"]) == ("a", 7)
 
 
-def test_a_time_that_was_put_is_pending_until_it_is_recorded(tmp_path):
-    first, second = writer(tmp_path / "store"), writer(tmp_path / "store")  # two ranks
-    entries = [first.put(0.0, Z[0.0]), second.put(0.1, Z[0.1])]
+def test_rows_written_side_by_side_are_the_whole(tmp_path, monkeypatch):
+    first = writer(tmp_path / "store")
+    first.begin()
+    second = writer(tmp_path / "store")  # another rank
+    first.put(0, {time: Z[time][:3] for time in TIMES})
+    monkeypatch.setenv("RANK", "1")
+    second.put(3, {time: Z[time][3:] for time in TIMES})
+    monkeypatch.delenv("RANK")
     assert writer(tmp_path / "store").pending == TIMES
-    first.record(entries)
-    assert first.pending == writer(tmp_path / "store").pending == [1 / 3]
-    first.write(1 / 3, Z[1 / 3])
+    first.record([first.finish(0.0) | first.finish(1 / 3), second.finish(0.1)])
+    assert first.pending == writer(tmp_path / "store").pending == []
     assert np.array_equal(trajectories.Trajectories(tmp_path / "store").select(), np.stack([Z[t] for t in TIMES], 1))
+    names = {path.name for path in (tmp_path / "store").iterdir()}
+    assert names == {"meta.json", "labels.npy", *(f"z_{time:.8f}.npy" for time in TIMES)}
+
+
+def test_what_was_written_before_a_kill_is_known_by_its_bytes(tmp_path):
+    killed = writer(tmp_path)
+    assert not any(there.any() for there in killed.begin().values())
+    killed.put(0, {time: Z[time][:1] for time in TIMES})
+    killed.put(2, {time: Z[time][2:] for time in TIMES})
+    assert killed.finish(0.1) and killed.pending == TIMES  # killed before it was recorded
+    part = tmp_path / ".z_0.33333333.npy.part"
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1  # as if the machine had lost the last block
+    part.write_bytes(content)
+    with (tmp_path / ".rows.0").open("a") as journal:
+        journal.write('[1, {"z_0.000')  # half a line
+    there = writer(tmp_path).begin()
+    assert {time: rows.tolist() for time, rows in there.items()} == {
+        0.0: [True, False, True, True], 0.1: [True, False, True, True], 1 / 3: [True, False, False, False],
+    }  # fmt: skip
+
+
+def test_a_file_written_by_rows_is_numpys_own(tmp_path):
+    writer(tmp_path).write(0.1, Z[0.1])
+    np.save(tmp_path / "expected.npy", Z[0.1])
+    assert (tmp_path / "z_0.10000000.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
+
+
+def test_half_precision_is_rounded_single_precision(tmp_path):
+    written = writer(tmp_path, dtype="float16")
+    for time in TIMES:
+        written.write(time, Z[time])
+    held = trajectories.Trajectories(tmp_path)
+    assert held.dtype == "float16" and held.at(0.1).dtype == np.float16
+    rounded = np.stack([Z[time].astype(np.float16) for time in TIMES], 1).astype(np.float32)
+    assert np.array_equal(held.select(), rounded) and held.select().dtype == np.float32
+    with pytest.raises(ValueError, match=r"reach 1e\+05, beyond float16: take float32"):
+        writer(tmp_path, [0.7], dtype="float16").write(0.7, np.full((4, 5), 1e5, np.float32))
+    with pytest.raises(ValueError, match="dtype: 'float16' there, 'float32' now"):
+        writer(tmp_path)
+
+
+def test_rows_alone_are_selected(store):
+    held = trajectories.Trajectories(store)
+    whole = held.select()
+    for rows in (np.array([2, 0]), np.array([True, False, True, False])):
+        assert np.array_equal(held.select(TIMES, rows), whole[rows])
+        assert np.array_equal(held.select([0.1], rows), whole[rows][:, 1:2])
+
+
+def test_a_large_file_is_verified_when_it_is_read_whole(store, monkeypatch):
+    path = store / "z_0.10000000.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setattr(arrays, "VERIFY_UP_TO", 0)
+    monkeypatch.setattr(trajectories, "ROWS", 1)  # several blocks
+    held = trajectories.Trajectories(store)
+    assert held.at(0.1).shape == (4, 5)  # mapped, unread
+    with pytest.raises(ValueError, match="altered after it was written"):
+        held.select()
+
+
+def test_a_store_of_an_earlier_version_goes_on(store):
+    meta = arrays.read_json(store / "meta.json")
+    del meta["dtype"]
+    arrays.write_json(store / "meta.json", meta)
+    assert trajectories.Trajectories(store).dtype == "float32"
+    assert writer(store, [0.7], weights="abc", precision="float32").pending == [0.7]
+    with pytest.raises(ValueError, match="precision: 'float32' there, 'bfloat16' now"):
+        writer(store, precision="bfloat16")
+
+
+def test_a_full_disk_is_said_before_the_work(tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device \(0 MB\).*z_0\.00000000"):
+        writer(tmp_path).begin()
+    assert not list(tmp_path.glob(".z_*"))
 
 
 def test_a_time_is_found_within_a_tolerance(store):
@@ -157,6 +244,7 @@ def test_values_that_are_not_finite_are_refused_when_read(store):
         ({"labels": None}, "labels is null, expected an object"),
         ({"count": "4"}, 'count is "4", expected an integer'),
         ({"dimension": 2.5}, r"dimension is 2\.5, expected an integer"),
+        ({"dtype": "int8"}, "dtype is 'int8', expected float32 or float16"),
     ],
 )
 def test_another_type_in_meta_json_is_a_sentence(store, change, sentence):
