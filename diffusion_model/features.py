@@ -13,7 +13,7 @@ Dimensions: B batch, C channels, H x W pixels, N images, F features.
 
 import urllib.error
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from diffusion_model import arrays, checkpoint, data, experiment, fid
-from diffusion_model.moments import Moments
+from diffusion_model.moments import Moments, Statistics, read_npz
 
 WIDTH = 64  # F of the classifier
 KEPT = 10_000  # features kept with a reference, for kernel distances
@@ -202,15 +202,6 @@ def extract(
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Mean and covariance that came without their sums, in the place of Moments."""
-
-    mean: torch.Tensor
-    covariance: torch.Tensor
-    meta: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Reference:
     """Moments of real images' features, a factor of their covariance, and features [M, F] of some of them in random order.
 
@@ -266,9 +257,9 @@ def read_reference(
     """
     path = Path(path)
     if path.suffix == ".npz":
-        mean, covariance, meta = fid.read_statistics(path)
-        meta = {"extractor": told, **meta} if told else meta
-        found = Reference(Statistics(mean, covariance, meta), fid.factor(covariance))
+        given = read_npz(path)
+        meta = {"extractor": told, **given.meta} if told else given.meta
+        found = Reference(replace(given, meta=meta), fid.factor(given.covariance))
     else:
         moments = Moments.load(path)
         held, _ = arrays.read_folder(path / "kept", "features")

@@ -11,12 +11,9 @@ Only with Inception features of natural images are these two called FID and KID.
 Dimensions: N, M rows, D features, R rank.
 """
 
-import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -252,25 +249,3 @@ def _check_moments(mean: torch.Tensor, covariance: torch.Tensor, where: str = "t
         raise ValueError(f"{where} hold NaN or infinite numbers: a distance needs finite ones")
     if float((covariance - covariance.T).abs().max()) > INDEFINITE * float(covariance.diagonal().abs().max()):
         raise ValueError(f"{where} hold a matrix that is not symmetric: it is no covariance")
-
-
-def read_statistics(path: Path) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Mean [D], covariance [D, D] and meta of a .npz of mu and sigma; nothing in it is unpickled.
-
-    As pytorch-fid and EDM publish them, without a meta and a count, or as `moments.write_npz` writes them.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a .npz with mu and sigma")
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            content = {name: held[name] for name in held.files}
-        missing = {"mu", "sigma"} - content.keys()
-        moments = [torch.from_numpy(content[name].astype(np.float64)) for name in ("mu", "sigma") if not missing]
-        meta = json.loads(str(content["meta"])) if "meta" in content else {}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a .npz of plain arrays ({str(error)[:80]}): expected mu and sigma") from None
-    if missing:
-        raise ValueError(f"{path} holds {', '.join(sorted(content)) or 'nothing'}: expected mu and sigma")
-    _check_moments(*moments, f"mu and sigma of {path}")
-    return *moments, meta if isinstance(meta, dict) else {}

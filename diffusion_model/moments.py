@@ -19,6 +19,7 @@ import functools
 import json
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from diffusion_model import arrays, data, passes, ranks
 ROWS = 2**15  # 255^2 * ROWS < 2^31
 STRIP = 1536  # columns of a product: wide enough to be fast, narrow enough to skip most of the lower triangle
 EXACT = 1024  # rows whose centred products float32 sums exactly: 128^2 * EXACT = 2^24
+ASYMMETRY = 1e-4  # of the largest variance: what float32 covariances of others may differ by across the diagonal
 BATCH = 2**25  # bytes of images at once; what is read once more for each batch is the D x D sum
 
 
@@ -101,6 +103,13 @@ class Moments:
         if not self.count:
             raise ValueError("moments of no rows have no mean: update them first")
         return self.total / self.count
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """The diagonal [D] of the covariance, without the rest of it."""
+        if self.count < 2:
+            raise ValueError(f"a variance needs at least 2 rows, {self.count} were seen")
+        return ((self.second.diagonal() - self.total * self.mean) / (self.count - 1)).clamp(min=0)
 
     @property
     def covariance(self) -> torch.Tensor:
@@ -216,32 +225,48 @@ def write_npz(path: Path, moments: Moments) -> None:
     arrays.write_atomically(path, write)
 
 
-def read_npz(path: Path, count: int | None = None) -> Moments:
-    """Moments with the mean `mu` and covariance `sigma` of a file of pytorch-fid, of EDM or of `write_npz`.
+@dataclass(frozen=True)
+class Statistics:
+    """Mean [D] and covariance [D, D] that came without their sums, what they are of, and of how many rows (None: not told)."""
 
-    count: of the rows they are of, which such a file does not tell unless this project wrote it.
-    """
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    meta: dict[str, Any]
+    count: int | None = None
+
+    def moments(self, count: int | None = None) -> Moments:
+        """The sums that have this mean and covariance, of `count` rows where it was not told."""
+        count = count if self.count is None else self.count
+        if count is None or count < 2:
+            raise ValueError(f"mean and covariance of {count} rows: their sums need a number, at least 2")
+        found = Moments(0, **self.meta)
+        found.count, found.total = count, self.mean * count
+        found.second = self.covariance * (count - 1) + torch.outer(found.total, self.mean)
+        return found
+
+
+def read_npz(path: Path) -> Statistics:
+    """The mean `mu` and covariance `sigma` in a file of pytorch-fid, of EDM or of `write_npz`; nothing in it is unpickled."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: a .npz with mu [D] and sigma [D, D] was expected there")
+        raise FileNotFoundError(f"{path}: no such file; expected a .npz with mu [D] and sigma [D, D]")
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in ("mu", "sigma", "count", "meta") if name in file.files}
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz of arrays, or is truncated ({error}): make it again") from None
-    shapes = {name: list(held[name].shape) if name in held else None for name in ("mu", "sigma")}
-    dimension = (shapes["mu"] or [0])[0]
-    if not dimension or shapes != {"mu": [dimension], "sigma": [dimension, dimension]}:
-        raise ValueError(f"{path} holds {shapes}, expected mu [D] and sigma [D, D]")
-    mu, sigma = (torch.from_numpy(held[name].astype(np.float64)) for name in ("mu", "sigma"))
+            held = {name: file[name] for name in file.files}
+        found = {name: torch.from_numpy(held[name].astype(np.float64)) for name in ("mu", "sigma") if name in held}
+        meta = json.loads(str(held["meta"])) if "meta" in held else {}
+        count = int(held["count"]) if "count" in held else None
+    except (ValueError, TypeError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is no .npz of plain arrays, or is truncated ({str(error)[:80]}): expected mu and sigma"
+        ) from None
+    shapes = {name: list(array.shape) for name, array in held.items()}
+    dimension = (shapes.get("mu") or [0])[0]
+    if not dimension or [shapes.get(name) for name in ("mu", "sigma")] != [[dimension], [dimension, dimension]]:
+        raise ValueError(f"{path} holds {shapes or 'nothing'}, expected mu [D] and sigma [D, D]")
+    mu, sigma = found["mu"], found["sigma"]
     if not (torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
         raise ValueError(f"{path} holds NaN or infinite values: moments are of finite numbers")
-    if not torch.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6 * float(sigma.diagonal().max())):
+    if float((sigma - sigma.T).abs().max()) > ASYMMETRY * float(sigma.diagonal().abs().max()):
         raise ValueError(f"sigma in {path} is not symmetric: it is no covariance")
-    count = int(held["count"]) if "count" in held else count
-    if count is None or count < 2:
-        raise ValueError(f"{path} does not say of how many rows it is (count {count}): give the number, at least 2")
-    moments = Moments(0, **(json.loads(str(held["meta"])) if "meta" in held else {}))
-    moments.count, moments.total = count, mu * count
-    moments.second = sigma * (count - 1) + torch.outer(moments.total, mu)
-    return moments
+    return Statistics(mu, sigma, meta if isinstance(meta, dict) else {}, count)

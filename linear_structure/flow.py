@@ -90,6 +90,24 @@ class Teleport:
         return found
 
 
+class Integrated:
+    """A closed form whose flow has no formula."""
+
+    def teleport(
+        self,
+        x: torch.Tensor,
+        a: torch.Tensor | float,
+        b: torch.Tensor | float,
+        tolerance: float = TOLERANCE,
+    ) -> torch.Tensor:
+        """The probability flow from level a > 0 to level b, integrated to `tolerance` a step."""
+        return self._integrated(x, a, b, tolerance)
+
+    def _integrated(self, x: torch.Tensor, *options: Any) -> torch.Tensor:
+        """The flow in pixels; a form may have better coordinates."""
+        return integrate(self.denoise, x, *options)
+
+
 @torch.no_grad()
 def integrate(
     denoise: Denoiser,

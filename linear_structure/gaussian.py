@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import torch
 
 from diffusion_model import arrays
@@ -85,23 +86,29 @@ class Gaussian:
         rank: int | None = None,
         cut_off: float = CUT_OFF * UNIT,
         spread: bool = False,
+        spend: bool = False,
     ) -> "Gaussian":
         """The Gaussian with these moments, in their space; directions of variance up to `cut_off` are dropped.
 
-        `rank` keeps that many directions at most; `spread` gives the variance left out evenly to the directions left out.
+        `rank` keeps that many directions at most; `spread` gives the variance left out evenly to the directions left out;
+        `spend` takes the memory of the moments, which are gone then.
         """
-        covariance = moments.covariance
+        mean, variance = moments.mean, moments.variance
         if rank == 0:
-            values, vectors = moments.total.new_zeros(0), moments.total.new_zeros(moments.dimension, 0)
+            values, vectors = mean.new_zeros(0), mean.new_zeros(moments.dimension, 0)
         else:
-            values, vectors = torch.linalg.eigh(covariance)
-            values, vectors = values.flip(0), vectors.flip(1)
-            kept = min(int((values > cut_off).sum()), moments.dimension if rank is None else rank)
-            values, vectors = values[:kept].clone(), vectors[:, :kept].clone()
-        variance = covariance.diagonal().clamp(min=0).clone()
-        left = moments.dimension - len(values)
-        rest = max(0.0, float(variance.sum() - values.sum()) / left) if spread and left else 0.0
-        return cls(moments.mean, vectors, values, rest, variance)
+            values, vectors = eigen(moments.take_covariance() if spend else moments.covariance)
+        kept = min(int((values > cut_off).sum()), moments.dimension if rank is None else rank)
+        return cls.of_directions(mean, vectors[:, :kept].contiguous(), values[:kept].clone(), variance, spread)
+
+    @classmethod
+    def of_directions(
+        cls, mean: torch.Tensor, U: torch.Tensor, lambdas: torch.Tensor, variance: torch.Tensor, spread: bool
+    ) -> "Gaussian":
+        """The Gaussian of these directions; `spread` gives the variance left out evenly to the directions left out."""
+        left = len(mean) - len(lambdas)
+        rest = max(0.0, float(variance.sum() - lambdas.sum())) / left if spread and left else 0.0
+        return cls(mean, U, lambdas, rest, variance)
 
     def mapped(self, scaling: Scaling, shape: tuple[int, int, int]) -> "Gaussian":
         """This Gaussian of uint8 pixels [C, H, W] in the model space of `scaling`; `rest` keeps the trace."""
@@ -215,6 +222,13 @@ class Gaussian:
 def closed_forms(gaussian: Gaussian) -> dict[str, Gaussian]:
     """The closed forms that are compared, least first: mean only, mean and variance (isotropic), Gaussian."""
     return {"mean": gaussian.isotropic(False), "isotropic": gaussian.isotropic(True), "gaussian": gaussian}
+
+
+def eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues [D], decreasing, and eigenvectors [D, D] of a symmetric float64 matrix, whose memory they take."""
+    # the transpose of a symmetric matrix is itself, in the order of LAPACK: no copy is made
+    values, vectors = scipy.linalg.eigh(matrix.numpy().T, driver="evd", overwrite_a=True, check_finite=False)
+    return torch.from_numpy(values[::-1].copy()), torch.from_numpy(np.ascontiguousarray(vectors[:, ::-1]))
 
 
 def rows_of(x: torch.Tensor, dimension: int) -> torch.Tensor:

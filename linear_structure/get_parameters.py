@@ -166,7 +166,7 @@ def one(
         raise ValueError(f"a covariance needs at least 2 images, there are {held.count}")
     if args.npz and ranks.first():
         moments.write_npz(args.npz, held)
-    return decompose.full(held, args.rank, cut_off, args.spread), held.count
+    return Gaussian.fit(held, args.rank, cut_off, args.spread, spend=True), held.count
 
 
 def isotropic(args: Any, wanted: dict, held: moments.Moments | None, split: data.Split | None, start: float) -> None:
@@ -174,7 +174,7 @@ def isotropic(args: Any, wanted: dict, held: moments.Moments | None, split: data
     if args.npz:
         raise UsageError("--npz: isotropic statistics have no covariance to write; take KIND gaussian")
     if held is not None:
-        mean, variance, count = held.mean, decompose.variances(held), held.count
+        mean, variance, count = held.mean, held.variance, held.count
     else:
         folder = args.folder / UNFINISHED
         mean, variance = decompose.marginals(split.images, None, folder, wanted)
@@ -282,7 +282,7 @@ def read_moments(folder: Path, name: str, split: str) -> moments.Moments:
 
 def of_npz(path: Path, split: data.Split) -> moments.Moments:
     """Moments of pixels from a file of mu and sigma, which must have the mean of the images. All ranks call it."""
-    held = moments.read_npz(path, len(split))
+    held = moments.read_npz(path).moments(len(split))
     dimension = int(np.prod(split.shape))
     if held.dimension != dimension:
         raise ValueError(
@@ -291,7 +291,7 @@ def of_npz(path: Path, split: data.Split) -> moments.Moments:
         )
     mean, variance = decompose.marginals(split.images)
     apart = float((held.mean - mean).abs().max())
-    ratio = float(decompose.variances(held).sum() / variance.sum().clamp(min=1e-12))
+    ratio = float(held.variance.sum() / variance.sum().clamp(min=1e-12))
     if apart > NEAR or not 0.99 < ratio < 1.01:
         raise ValueError(
             f"--moments {path} has a mean up to {apart:.3g} of 255 from that of {split.name}/{split.split} and {ratio:.3g} "

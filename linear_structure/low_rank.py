@@ -26,8 +26,8 @@ import torch
 
 from diffusion_model import arrays, experiment, passes, ranks
 from diffusion_model.moments import pixels
-from linear_structure.decompose import BLOCK, eigen, marginals, of_directions
-from linear_structure.gaussian import CUT_OFF, UNIT, Gaussian
+from linear_structure.decompose import BLOCK, marginals
+from linear_structure.gaussian import CUT_OFF, UNIT, Gaussian, eigen
 
 OVERSAMPLING = 64
 STEPS = 2  # power iterations after the first product
@@ -53,7 +53,7 @@ def randomised(
     key = {"images": key, "rank": rank}
     mean, variance = marginals(images, chosen, folder and folder / "marginals", key)
     if not variance.any():
-        return of_directions(mean, mean.new_zeros(dimension, 0), mean.new_zeros(0), variance, spread)
+        return Gaussian.of_directions(mean, mean.new_zeros(dimension, 0), mean.new_zeros(0), variance, spread)
     mean_row, block = mean.float(), max(1, BLOCK // (4 * dimension))
 
     def stream(name: str, target: torch.Tensor, add: Callable[[torch.Tensor], None]) -> None:
@@ -77,7 +77,7 @@ def randomised(
     U = torch.empty(dimension, kept, dtype=torch.float64)
     for rows in _parts(basis):
         U[rows] = basis[rows].double() @ turn[:, :kept]
-    return of_directions(mean, orthonormal(U), values[:kept].clone(), variance, spread)
+    return Gaussian.of_directions(mean, orthonormal(U), values[:kept].clone(), variance, spread)
 
 
 def _next(basis: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ import torch
 
 from diffusion_model import arrays
 from diffusion_model.data import Scaling
-from linear_structure.flow import TOLERANCE, integrate
+from linear_structure.flow import Integrated, integrate
 from linear_structure.gaussian import Gaussian, column, per_pixel, rows_of
 from linear_structure.span import Span
 
@@ -38,7 +38,7 @@ REMEDY = "run the command that writes it"
 ARRAYS = ("weights", "mu", "variance", "rest", "U", "lambdas", "rank", "basis")
 
 
-class Mixture:
+class Mixture(Integrated):
     """sum_c weights[c] N(component c); weights [C] above 0 that sum to one, components of one dimension."""
 
     def __init__(
@@ -119,14 +119,8 @@ class Mixture:
                 total = total.index_add(0, rows, share[rows].reshape(-1, *(1,) * (x.ndim - 1)) * found)
         return total
 
-    def teleport(
-        self,
-        x: torch.Tensor,
-        a: torch.Tensor | float,
-        b: torch.Tensor | float,
-        tolerance: float = TOLERANCE,
-    ) -> torch.Tensor:
-        """The probability flow from level a > 0 to level b, integrated to `tolerance` a step (see flow.py)."""
+    def _integrated(self, x: torch.Tensor, a: Any, b: Any, tolerance: float) -> torch.Tensor:
+        """The flow in the coordinates of the components' span."""
         if len(self) == 1:
             return self.components[0].teleport(x, a, b)
         if self._span is None:
@@ -264,7 +258,7 @@ class Given:
         return self.form.sample(count, generator, self.labels)
 
 
-class DeltaMixture:
+class DeltaMixture(Integrated):
     """The training images as points of equal weight: uint8 [N, C, H, W], in memory or mapped, in the space of `scaling`.
 
     Every call streams over them in blocks of `block` images with a softmax that carries its running maximum: exact, the same
@@ -312,16 +306,6 @@ class DeltaMixture:
         """E[x0 | x] for x = x0 + level * noise; at level 0 the nearest image."""
         mean, _ = self._softmax(rows_of(x.double(), self.dimension), level)
         return mean.to(x.dtype).reshape(x.shape)
-
-    def teleport(
-        self,
-        x: torch.Tensor,
-        a: torch.Tensor | float,
-        b: torch.Tensor | float,
-        tolerance: float = TOLERANCE,
-    ) -> torch.Tensor:
-        """The probability flow from level a > 0 to level b, integrated to `tolerance` a step (see flow.py)."""
-        return integrate(self.denoise, x, a, b, tolerance)
 
     def log_density(self, x: torch.Tensor, level: torch.Tensor | float) -> torch.Tensor:
         """ln of the density of noised data at x, in nats, float64 [B]; points have none at level 0."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from linear_world import make_data
+from linear_world import Pixels, make_data
 
 from diffusion_model import arrays, data, experiment, features, fid, moments, train_features
 from diffusion_model.features import Classifier, extract, open_extractor, reference
@@ -55,20 +55,8 @@ def test_classifier_features(dots, tmp_path) -> None:
     assert (folder / "meta.json").stat().st_mtime_ns == before
 
 
-class Pixels:
-    """An extractor without a network: the means of the quarters of each image."""
-
-    name, distance, kernel_distance = "inception", "FID", "KID"
-    dimension, fingerprint, resizing = 12, "00000001", "none"
-    provenance = features.Extractor.provenance
-
-    def __call__(self, images: np.ndarray) -> torch.Tensor:
-        quarters = np.asarray(images).reshape(len(images), 3, 2, 4, 2, 4).mean((3, 5))
-        return torch.from_numpy(quarters.reshape(len(images), -1)).float()
-
-
 def test_a_reference_is_made_once_and_again_where_weights_or_images_changed(dots, tmp_path, monkeypatch) -> None:
-    root, extractor = tmp_path / "data", Pixels()
+    root, extractor = tmp_path / "data", Pixels("inception")
     first = reference(extractor, dots, root, batch=50)
     codes = extractor(dots.images)
     assert np.allclose(first.moments.mean, codes.double().mean(0), rtol=1e-12)
@@ -98,38 +86,38 @@ def test_a_reference_is_made_once_and_again_where_weights_or_images_changed(dots
 
 def test_the_features_kept_are_a_random_few(dots, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(features, "KEPT", 30)
-    known = reference(Pixels(), dots, tmp_path / "data", batch=17)
-    codes = {tuple(row) for row in Pixels()(dots.images).tolist()}
+    known = reference(Pixels("inception"), dots, tmp_path / "data", batch=17)
+    codes = {tuple(row) for row in Pixels("inception")(dots.images).tolist()}
     assert known.kept.shape == (30, 12)
     assert len({tuple(row) for row in known.kept.tolist()} & codes) == 30
     assert known.moments.count == len(dots)
 
 
 def test_references_of_others_name_their_extractor_or_are_refused(dots, tmp_path) -> None:
-    known = reference(Pixels(), dots, tmp_path / "data")
+    known = reference(Pixels("inception"), dots, tmp_path / "data")
     path = tmp_path / "known.npz"
     moments.write_npz(path, known.moments)
-    found = features.read_reference(path, Pixels(), dots)
+    found = features.read_reference(path, Pixels("inception"), dots)
     assert torch.equal(found.root, known.root) and torch.equal(found.moments.mean, known.moments.mean)
-    codes = Pixels()(dots.images[:50])
+    codes = Pixels("inception")(dots.images[:50])
     assert features.measure(codes, found) == features.measure(codes, known)
     with pytest.raises(ValueError, match="gives no kernel distance"):
         features.measure(codes, found, size=10)
     with pytest.raises(ValueError, match=r"--extractor classifier: .* says that it was made with inception"):
-        features.read_reference(path, Pixels(), told="classifier")
+        features.read_reference(path, Pixels("inception"), told="classifier")
     np.savez(path, mu=known.moments.mean.numpy(), sigma=known.moments.covariance.numpy())
     with pytest.raises(ValueError, match=r"does not say which network .*--extractor NAME \(inception, classifier\)"):
-        features.read_reference(path, Pixels())
-    assert torch.equal(features.read_reference(path, Pixels(), told="inception").root, known.root)
+        features.read_reference(path, Pixels("inception"))
+    assert torch.equal(features.read_reference(path, Pixels("inception"), told="inception").root, known.root)
     with pytest.raises(ValueError, match="extractor: 'edm' there, 'inception' now"):
-        features.read_reference(path, Pixels(), told="edm")
+        features.read_reference(path, Pixels("inception"), told="edm")
     np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ValueError, match="has 3 features, inception has 12"):
-        features.read_reference(path, Pixels(), told="inception")
+        features.read_reference(path, Pixels("inception"), told="inception")
 
 
 def test_real_against_real_is_the_least_that_can_be_expected(dots) -> None:
-    codes = Pixels()(dots.images).numpy()
+    codes = Pixels("inception")(dots.images).numpy()
     floor = features.real_against_real(codes, 90, size=30, subsets=20)
     assert floor == features.real_against_real(codes, 90, size=30, subsets=20)
     assert abs(floor["kernel_distance"]) < 3 * floor["kernel_deviation"]

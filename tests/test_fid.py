@@ -1,7 +1,6 @@
 """Laws of the Frechet and the kernel distance: closed forms, equal to the general matrix root, enumerated exactly."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from diffusion_model import fid
 from diffusion_model.fid import KernelStream, Normal, frechet_distance, kernel_distance, mmd, symmetric_root
-from diffusion_model.moments import Moments, write_npz
+from diffusion_model.moments import Moments
 
 
 def normal_rows(seed: int, count: int, dimension: int) -> torch.Tensor:
@@ -193,27 +192,3 @@ def test_bad_features_are_sentences() -> None:
     }.items():
         with pytest.raises(ValueError, match=sentence):
             call()
-
-
-def test_statistics_of_others(tmp_path: Path) -> None:
-    moments = random_moments(0, 5, 20)
-    path = tmp_path / "held.npz"
-    moments.meta["extractor"] = "inception"
-    write_npz(path, moments)
-    mean, covariance, rest = fid.read_statistics(path)
-    assert torch.equal(mean, moments.mean) and torch.equal(covariance, moments.covariance)
-    assert rest == {"extractor": "inception"}
-    for sentence, content in {
-        "holds sigma: expected mu and sigma": {"sigma": np.eye(3)},
-        "not a .npz of plain arrays": {"mu": np.array([None, {}], dtype=object), "sigma": np.eye(2)},
-        r"are \[3\] and \[2, 2\], expected \[D\] and \[D, D\]": {"mu": np.zeros(3), "sigma": np.eye(2)},
-        "hold NaN or infinite": {"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)},
-    }.items():
-        np.savez(path, **content)
-        with pytest.raises(ValueError, match=sentence):
-            fid.read_statistics(path)
-    path.write_bytes(b"something else")
-    with pytest.raises(ValueError, match=r"not a \.npz of plain arrays"):
-        fid.read_statistics(path)
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        fid.read_statistics(tmp_path / "none.npz")

@@ -3,22 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from linear_world import make_data
+from linear_world import Pixels, make_data
 
 from diffusion_model import data, experiment, features, fid, measure_samples, results
 from linear_structure import compare_metrics
-
-
-class Pixels:
-    """An extractor without a network: the means of the quarters of each image."""
-
-    name, distance, kernel_distance = "classifier", "Frechet distance (pixels)", "kernel distance (pixels)"
-    dimension, fingerprint, resizing = 12, "00000001", "none"
-    provenance = features.Extractor.provenance
-
-    def __call__(self, images: np.ndarray) -> torch.Tensor:
-        quarters = np.asarray(images).reshape(len(images), 3, 2, 4, 2, 4).mean((3, 5))
-        return torch.from_numpy(quarters.reshape(len(images), -1)).float()
 
 
 def run(command, *argv: object) -> int:
@@ -31,7 +19,7 @@ def run(command, *argv: object) -> int:
 @pytest.fixture
 def dots(tmp_path, monkeypatch) -> data.Split:
     """The small set, and an extractor for it."""
-    monkeypatch.setitem(features.FEATURES, "classifier", lambda *_: Pixels())
+    monkeypatch.setitem(features.FEATURES, "classifier", lambda *_: Pixels("classifier"))
     return make_data(tmp_path / "data")
 
 
@@ -45,7 +33,7 @@ def test_measure_and_compare(dots, tmp_path, capsys) -> None:
     assert "Frechet distance (pixels) of 60 images" in said
     cells = [tmp_path / "distances" / "features=classifier" / f"samples={name}.json" for name in ("good", "bad")]
     good, bad = (results.read_cell(path) for path in cells)
-    codes = Pixels()
+    codes = Pixels("classifier")
     expected = fid.distance(fid.Normal.from_rows(codes(dots.images)), fid.Normal.from_rows(codes(noisy)))
     assert bad.value["distance"] == pytest.approx(expected, rel=1e-9)
     assert good.value["distance"] < good.value["floor"]["distance"] < bad.value["distance"]
@@ -63,7 +51,7 @@ def test_measure_and_compare(dots, tmp_path, capsys) -> None:
 def test_a_reference_of_others(dots, tmp_path, capsys) -> None:
     np.save(tmp_path / "made.npy", dots.images[:100])
     command = (measure_samples, tmp_path / "made.npy", "dots", "--features", "classifier")
-    codes = Pixels()(dots.images).double()
+    codes = Pixels("classifier")(dots.images).double()
     np.savez(tmp_path / "known.npz", mu=codes.mean(0).numpy(), sigma=torch.cov(codes.T).numpy())
     assert run(*command, "--reference", tmp_path / "known.npz") == 1
     assert "say it with --extractor NAME" in capsys.readouterr().err
@@ -93,7 +81,7 @@ def test_mistakes_are_sentences(dots, tmp_path, capsys) -> None:
         ((made, "dots", "--n", 1), 2, "--n 1: expected at least 2"),
         ((made, "dots", "--subset-size", 31), 2, "--subset-size 31: expected at most the 30 images there are"),
         ((made, "dots", "--extractor", "inception"), 2, "--extractor goes with --reference"),
-        ((made, "dots", "--reference", tmp_path / "no.npz"), 1, "no such file; expected a .npz with mu and sigma"),
+        ((made, "dots", "--reference", tmp_path / "no.npz"), 1, "no such file; expected a .npz with mu [D] and sigma [D, D]"),
         ((made, "dotz"), 1, "no data set 'dotz'"),
     ]
     for argv, status, sentence in cases:
