@@ -13,7 +13,8 @@ is measured too: what lies near it says nothing.
     features    with --features, the Euclidean distance of two end samples in an extractor's features, likewise
 
 Cells and arrays of every form, flows.png, pictures.png (.csv each) and summary.json go to RUN/flows/sampler=S/steps=N/. The
-states of the network are kept, n (steps + 1) D numbers of 4 bytes, so that forms can be added without it.
+states of the network are kept, n (steps + 1) D numbers of 4 bytes, so that forms can be added without it; a killed command
+goes on with the flows that are missing.
 
   python linear_structure/compare_flows.py runs/edm-synthetic16 gaussian_params --features classifier
   python linear_structure/compare_flows.py runs/edm-cifar10 gaussian_params --also mixture_params --delta --n 512
@@ -34,10 +35,9 @@ from diffusion_model.experiment import AtLeast
 from diffusion_model.samplers import SAMPLERS, Denoiser, edm_levels
 from linear_structure import cells, closed_forms, inputs
 from linear_structure.closed_forms import Named
-from linear_structure.flow import ClosedForm
+from linear_structure.flow import ClosedForm, Integrated
 from linear_structure.gaussian import Gaussian
 from linear_structure.measures import mean_interval
-from linear_structure.mixture import DeltaMixture, Mixture
 
 KIND = "flows"
 SHOWN = 10  # seeds of the pictures
@@ -76,7 +76,7 @@ class Flows(NamedTuple):
     def of(self, named: Named) -> np.ndarray:
         """States of a closed form's flow: its formula, or the solver where it has none."""
         form = named.form
-        without = isinstance(form, DeltaMixture) or (isinstance(form, Mixture) and len(form) > 1)
+        without = isinstance(form, Integrated) and len(form) > 1
         return self.solved(form.denoise, named.label) if without else self.exact(form, named.label)
 
     @torch.no_grad()
@@ -338,6 +338,7 @@ def draw_pictures(
             side.set_visible(False)
         label = "network" if name == NEURAL else f"{forms[name].label}\n{summary['forms'][name]['mse']['mean']:.3g}"
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    figure.suptitle("end samples, each column from the same noise; mean squared error on [0, 1]", fontsize=10.5)
     mse = {name: made[name].states.arrays["mse"].tolist() for name in shown}
     table = {"seed": list(range(len(made[NEURAL].states.arrays["images"])))}
     figures.save(figure, path, table | {f"mse_{name}": values for name, values in mse.items()}, pdf)

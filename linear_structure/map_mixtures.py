@@ -57,7 +57,7 @@ def make_parser() -> experiment.Parser:
         "--components", metavar="C", type=AtLeast(1), nargs="+", default=list(COMPONENTS), help="numbers of Gaussians"
     )
     parser.add_argument(
-        "--ranks", metavar="R", type=AtLeast(1), nargs="+", help="directions of each (default: 8, 16, 32, ... and all)"
+        "--ranks", metavar="R", type=AtLeast(1), nargs="+", help="directions of each (default: 1, 2, 4, ... and all)"
     )
     parser.add_argument("--levels", metavar="L", type=float, nargs="+", default=list(LEVELS), help="noise levels")
     parser.add_argument(
@@ -113,7 +113,7 @@ def choose_ranks(asked: Sequence[int] | None, given: inputs.Inputs) -> list[int]
     """Ranks, ascending: those asked for, or powers of two and all directions."""
     dimension = given.forms["gaussian"].dimension
     if asked is None:
-        return [*(2**power for power in range(3, 20) if 2**power < dimension), dimension]
+        return [*(2**power for power in range(20) if 2**power < dimension), dimension]
     if max(asked) > dimension:
         raise experiment.UsageError(f"--ranks {max(asked)}: images of {dimension} numbers have ranks 1 to {dimension}")
     return sorted(set(asked))
@@ -320,7 +320,7 @@ def percent(share: float) -> str:
     """An explained variance in percent, cut, not rounded, so that 99.0 is at least 99 %."""
     if share < 0:
         return "< 0"
-    digits = 1 if share < 0.999 else 2 if share < 0.9999 else 3
+    digits = 1 if share < 0.99 else 2 if share < 0.9999 else 3
     return f"{math.floor(share * 10 ** (2 + digits)) / 10**digits:.{digits}f}"
 
 

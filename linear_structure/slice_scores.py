@@ -13,7 +13,8 @@ the projections and of the whole scores.
 
 Noised images do not lie in such a plane: at level s they are s sqrt(D) away from it. A slice shows a field;
 compare_scores.py measures it where a sampler uses it. The images are training images by default, which are the points of
-the delta mixture. Cells and arrays of every level and form, slices.png (.csv) and summary.json go to RUN/slices/.
+the delta mixture; that takes two passes over all of them a level and batch. Cells and arrays of every level and form,
+slices.png (.csv) and summary.json go to RUN/slices/.
 
   python linear_structure/slice_scores.py runs/edm-synthetic16 gaussian_params
   python linear_structure/slice_scores.py runs/edm-cifar10 gaussian_params --also mixture_params --delta --points 3 17 40

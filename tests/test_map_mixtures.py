@@ -89,7 +89,7 @@ def test_the_least_rank_is_the_first_that_explains_the_share() -> None:
     assert [percent(share) for share in (-0.1, 0.9899, 0.99, 0.9996, 0.99995)] == [
         "< 0",
         "98.9",
-        "99.0",
+        "99.00",
         "99.96",
         "99.995",
     ]
