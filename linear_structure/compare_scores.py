@@ -117,6 +117,8 @@ def choose_steps(run: Path, given: Sequence[str] | None) -> list[int | None]:
 def choose_levels(args: Any, model: ScoreModel) -> list[float]:
     """The levels, ascending: those asked for, or those of the solver's grid that lie above 0."""
     if args.points == "trajectory":
+        if args.at_levels:
+            raise experiment.UsageError("--at-levels: a trajectory has its solver's levels; give --solver-steps")
         return sorted(rounded(level) for level in make_levels("edm", model.sde, args.solver_steps).tolist() if level)
     if args.at_levels:
         if min(args.at_levels) <= 0:

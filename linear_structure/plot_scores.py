@@ -7,8 +7,8 @@ RUN holds the cells that compare_scores.py made. Writes to RUN/scores/
     directions.png    the network's gain along each eigenvector against the Wiener filter's, and errors by groups of them
     denoised.png      what the denoisers see and say                    checkpoints.png   errors over training
 
-each figure with its numbers as .csv, and those for which there are cells. Between two levels the unexplained part is taken
-as a power of the level.
+each with its numbers as .csv (the gains in gains.csv), and those for which there are cells. Between two levels the
+unexplained part is taken as a power of the level.
 
   python linear_structure/plot_scores.py runs/edm-cifar10
 """
@@ -181,38 +181,52 @@ def explains_sentence(summary: dict[str, Any]) -> str:
 def draw_scores(summary: dict[str, Any], path: Path, pdf: bool) -> None:
     """Every measure over levels."""
     figure, axes = figures.panels(2, 2, width=5.0, height=3.4)
-    levels, looks = summary["levels"], closed_forms.looks(summary["labels"])
-    for axis, (measure, (title, label, scale, left)) in zip(axes.flat, TITLES.items(), strict=True):
-        for form, (name, colour) in looks.items():
-            found = {end: np.array(summary[measure][form][end], float) for end in COLUMN}
-            if left:
-                found = {"mean": 1 - found["mean"], "low": 1 - found["high"], "high": 1 - found["low"]}
-            dashed = "--" if form.endswith(closed_forms.LABELLED) else "-"
-            above = 3 if form == "gaussian" else 2
-            axis.plot(levels, found["mean"], f"o{dashed}", color=colour, label=name, markersize=3.5, zorder=above)
-            low = np.maximum(found["low"], found["mean"] / 10) if scale == "log" else found["low"]
-            figures.band(axis, levels, low, found["high"], colour)
-        axis.set_xscale("log")
-        axis.set_yscale(scale)
-        axis.set_title(title)
-        axis.set_ylabel(label)
-        if scale == "linear":
-            axis.set_ylim(-0.3, 1.03)
+    for axis, measure in zip(axes.flat, TITLES, strict=True):
+        draw_measure(axis, summary, measure)
     axes[0, 0].axhline(1 - SHARE, color="black", linewidth=0.8, linestyle=":")
     for axis in axes[1]:
         axis.set_xlabel("noise level (model space)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    protocol = summary["protocol"]
-    what = "states of the network's own trajectories"
-    if summary["points"] == "noised":
-        what = f"noised images of {protocol['dataset']}/{protocol['split']}"
-    figure.suptitle(f"{protocol['n']} {what}, step {summary['step']}", fontsize=10.5)
-    table = {"level": levels}
+    figure.suptitle(f"{described(summary)}, step {summary['step']}", fontsize=10.5)
+    table = {"level": summary["levels"]}
     for measure in MEASURES:
-        for form in looks:
+        for form in summary["labels"]:
             for end in COLUMN:
                 table[f"{measure}_{form}" + ("" if end == "mean" else f"_{end}")] = summary[measure][form][end]
     figures.save(figure, path, table, pdf)
+
+
+def draw_measure(axis: Any, summary: dict[str, Any], measure: str) -> None:
+    """One measure of every closed form over the levels at which it was compared."""
+    title, label, scale, left = TITLES[measure]
+    for form, (name, colour) in closed_forms.looks(summary["labels"]).items():
+        found = np.array([summary[measure][form][end] for end in COLUMN], float)
+        there = np.isfinite(found[0])
+        levels, (mean, low, high) = np.array(summary["levels"])[there], found[:, there]
+        if left:
+            mean, low, high = 1 - mean, 1 - high, 1 - low
+        above = 3 if form == "gaussian" else 2
+        axis.plot(levels, mean, f"o{style(form)}", color=colour, label=name, markersize=3.5, zorder=above)
+        figures.band(axis, levels, np.maximum(low, mean / 10) if scale == "log" else low, high, colour)
+    axis.set_xscale("log")
+    axis.set_yscale(scale)
+    axis.set_title(title)
+    axis.set_ylabel(label)
+    if scale == "linear":
+        axis.set_ylim(-0.3, 1.03)
+
+
+def style(form: str) -> str:
+    """Dashed where labels are given."""
+    return "--" if form.endswith(closed_forms.LABELLED) else "-"
+
+
+def described(summary: dict[str, Any]) -> str:
+    """The states compared, in words."""
+    protocol = summary["protocol"]
+    if summary["points"] == "noised":
+        return f"{protocol['n']} noised images of {protocol['dataset']}/{protocol['split']}"
+    return f"{protocol['n']} trajectories of the network itself, {protocol['dataset']}"
 
 
 def draw_directions(found: list[results.Cell], step: int, path: Path, remedy: str, pdf: bool) -> bool:
@@ -228,18 +242,22 @@ def draw_directions(found: list[results.Cell], step: int, path: Path, remedy: st
     figure, axes = figures.panels(1, 2, width=5.2, height=4.0)
     levels = [cell.key["level"] for cell in chosen]
     draw_gains(figure, axes[0, 0], levels, held)
-    count = len(held[0]["lambdas"])
-    draw_groups(axes[0, 1], levels, chosen, count)
-    table: dict[str, Any] = {"level": np.repeat(levels, count), "k": np.tile(np.arange(1, count + 1), len(levels))}
-    for name in ("lambdas", "gain", "low", "high"):
-        table["lambda" if name == "lambdas" else name] = np.concatenate([entry[name] for entry in held])
-    table["wiener"] = table["lambda"] / (table["lambda"] + table["level"] ** 2)
-    figures.save(figure, path, table, pdf)
+    draw_groups(axes[0, 1], levels, chosen, len(held[0]["lambdas"]))
     groups = [{"level": cell.key["level"], **group} for cell in chosen for group in cell.value["groups"]]
-    columns = {name: [group[name] for group in groups] for name in ("level", "first", "last", "variance")}
-    columns |= {end: [group["relative_error"][end] for group in groups] for end in COLUMN}
-    figures.write_table(path.with_name("direction_groups.csv"), columns)
+    table = {name: [group[name] for group in groups] for name in ("level", "first", "last", "variance")}
+    table |= {f"relative_error_{end}": [group["relative_error"][end] for group in groups] for end in COLUMN}
+    figures.save(figure, path, table, pdf)
+    figures.write_table(path.with_name("gains.csv"), gains_table(levels, held))
     return True
+
+
+def gains_table(levels: list[float], held: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The measured gain and the Wiener filter's, a row a level and eigenvector."""
+    count = len(held[0]["lambdas"])
+    found = {name: np.concatenate([entry[name] for entry in held]) for name in ("lambdas", "gain", "low", "high")}
+    level = np.repeat(levels, count)
+    wiener = found["lambdas"] / (found["lambdas"] + level**2)
+    return {"level": level, "k": np.tile(np.arange(1, count + 1), len(levels)), **found, "wiener": wiener}
 
 
 def draw_gains(figure: Any, axis: Any, levels: list[float], held: list[Mapping[str, np.ndarray]]) -> None:
@@ -249,7 +267,7 @@ def draw_gains(figure: Any, axis: Any, levels: list[float], held: list[Mapping[s
         v = entry["lambdas"] / level**2
         axis.plot(v, entry["gain"], ".", color=colours(norm(level)), markersize=3, alpha=0.6, markeredgewidth=0)
     low, high = min(held[-1]["lambdas"]) / levels[-1] ** 2, held[0]["lambdas"][0] / levels[0] ** 2
-    v = np.geomspace(max(low, 1e-5), min(high, 1e5), 200)
+    v = np.geomspace(max(low, min(1e-5, high / 10)), min(high, 1e5), 200)
     axis.plot(v, v / (1 + v), color="black", linewidth=1.2, label="Wiener filter, v / (1 + v)")
     axis.set_xscale("log")
     axis.set_xlim(v[0], v[-1])
@@ -281,7 +299,12 @@ def draw_groups(axis: Any, levels: list[float], chosen: list[results.Cell], rank
 def draw_pictures(summary: dict[str, Any], folder: Path, count: int, remedy: str, pdf: bool) -> None:
     """What the denoisers see and say at a few levels, high noise on the right."""
     levels = summary["levels"]
-    places = np.unique(np.linspace(0, len(levels) - 1, min(count, len(levels))).round().astype(int))
+    everywhere = [
+        place
+        for place in range(len(levels))
+        if all(summary["cosine"][form]["mean"][place] is not None for form in summary["labels"])
+    ]
+    places = spaced(everywhere or range(len(levels)), count)
     chosen = [levels[place] for place in places]
     whole = [
         form
@@ -300,6 +323,12 @@ def draw_pictures(summary: dict[str, Any], folder: Path, count: int, remedy: str
         values = summary["explained_variance"][form]["mean"]
         table[f"explained_variance_{form}"] = [values[place] for place in places]
     figures.save(figure, folder / "denoised.png", table, pdf)
+
+
+def spaced(entries: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` entries, evenly spaced, the first and the last among them."""
+    places = np.linspace(0, len(entries) - 1, min(count, len(entries))).round().astype(int)
+    return [entries[place] for place in dict.fromkeys(places.tolist())]
 
 
 def read_strips(
@@ -356,11 +385,11 @@ def draw_checkpoints(summary: dict[str, Any], panels: int, path: Path, pdf: bool
     """What closed forms leave unexplained of score and denoiser over images trained, a column a level; stars at the least."""
     lines = summary["checkpoints"]
     levels = sorted({line["level"] for line in lines})
-    places = np.unique(np.linspace(0, len(levels) - 1, min(panels, len(levels))).round().astype(int))
+    shown = spaced(levels, panels)
     labels = {line["form"]: line["label"] for line in lines}
     looks = closed_forms.looks({form: labels[form] for form in in_order(labels)})
-    figure, axes = figures.panels(2, len(places), width=3.3, height=2.9, sharex="col")
-    for column, level in zip(axes.T, (levels[place] for place in places), strict=True):
+    figure, axes = figures.panels(2, len(shown), width=3.3, height=2.9, sharex="col")
+    for column, level in zip(axes.T, shown, strict=True):
         for line in (line for line in lines if line["level"] == level):
             draw_line(column, line, looks[line["form"]][1])
         column[0].set_title(f"level {level:.3g}")
@@ -375,19 +404,16 @@ def draw_checkpoints(summary: dict[str, Any], panels: int, path: Path, pdf: bool
     axes[1, 0].set_ylabel("denoiser: 1 - explained variance")
     handles = [Line2D([], [], color=colour, label=label) for label, colour in looks.values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    protocol = summary["protocol"]
-    what = f"{protocol['n']} noised images of {protocol['dataset']}/{protocol['split']}"
-    figure.suptitle(f"{what}; a star where a closed form is closest to the network", fontsize=10.5)
+    figure.suptitle(f"{described(summary)}; a star where a closed form is closest to the network", fontsize=10.5)
     figures.save(figure, path, training_table(lines), pdf)
 
 
 def draw_line(axes: Sequence[Any], line: dict[str, Any], colour: str) -> None:
     """One closed form at one level: the score's error above, the denoiser's below."""
-    style = "--" if line["form"].endswith(closed_forms.LABELLED) else "-"
     error, images = line["relative_error"], line["images"]
     figures.band(axes[0], images, np.maximum(error["low"], np.array(error["mean"]) / 10), error["high"], colour)
     for axis, values in zip(axes, (error["mean"], line["unexplained_denoiser"]), strict=True):
-        axis.plot(images, values, style, color=colour)
+        axis.plot(images, values, style(line["form"]), color=colour)
         best = int(np.argmin(values))
         axis.plot(images[best], values[best], "*", color=colour, markersize=10, markeredgecolor="white", zorder=3)
 

@@ -391,16 +391,28 @@ def sweep_caption(path: Path, workdir: Path) -> str:
 
 
 def scores_caption(path: Path, workdir: Path) -> str:
-    """Closed-form scores against the neural one, or the pictures behind it."""
+    """Closed-form scores against the neural one: over levels, along directions, over training, and the pictures behind."""
     content = claims.read(path.with_name("summary.json"), "scores")
     levels, protocol = content["levels"], content["protocol"]
     if path.stem == "denoised":
-        return "What the denoisers see (noised) and say (neural, Gaussian, isotropic) at a few noise levels, high noise on the right."
+        return "What the denoisers see (noised) and say (neural, closed forms) at a few noise levels, high noise on the right."
+    if path.stem == "directions":
+        return (
+            "Left: how far the neural denoiser keeps each eigenvector of the data's covariance, against its variance over the squared "
+            "noise level; a Gaussian's denoiser lies on the curve. Right: relative error of the Gaussian score within groups of "
+            "eigenvectors, from the largest variance (1) on, against the noise level."
+        )
+    if path.stem == "checkpoints":
+        return "What closed forms leave unexplained of the neural score and of its denoiser against images trained, at a few levels."
+    states = f"n = {protocol.get('n', '?')} noised {protocol.get('split', '')} images"
+    if path.stem == "trajectory":
+        states = "the states of the network's own trajectories"
+    else:
+        states += f", {len(levels)} levels from {levels[0]:.3g} to {levels[-1]:.3g} in model space"
     return (
-        "Left: relative squared error of closed-form scores against the neural score; right: variance of the neural denoiser that "
-        "the closed-form ones explain (dashed: about the mean image), since a relative score error is almost bound to fall. Both "
-        f"against the noise level ({len(levels)} levels from {levels[0]:.3g} to {levels[-1]:.3g} in model space); "
-        f"n = {protocol.get('n', '?')} noised {protocol.get('split', '')} images; bands are 95 % intervals over images."
+        "Closed-form scores against the neural one. Above: relative squared error and 1 - cosine of the scores (dotted: 99 % "
+        "explained); below: variance of the neural denoiser that the closed-form ones explain, and that about the mean image, since a "
+        f"relative score error is almost bound to fall. All against the noise level; {states}; bands are 95 % intervals."
     )
 
 
@@ -431,6 +443,9 @@ INFORMATION_DRAWINGS = (
 )
 SCORE_DRAWINGS = (
     Drawing("Closed-form scores against the neural score", "runs/*/scores/scores.png", scores_caption, SCORES),
+    Drawing("Along trajectories", "runs/*/scores/trajectory.png", scores_caption, SCORES, optional=True),
+    Drawing("Gain along each eigenvector", "runs/*/scores/directions.png", scores_caption, SCORES, optional=True),
+    Drawing("Over training", "runs/*/scores/checkpoints.png", scores_caption, SCORES, optional=True),
     Drawing("Denoised images", "runs/*/scores/denoised.png", scores_caption, SCORES),
 )
 SKIP_DRAWINGS = (

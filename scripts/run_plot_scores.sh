@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# run_plot_scores.sh [RUN] [PARAMS] [OPTIONS]: the neural score against the isotropic and the Gaussian one, over levels.
-# Defaults: runs/edm-cifar10 gaussian_params. OPTIONS are those that
-# `python linear_structure/compare_scores.py --help` lists.
+# run_plot_scores.sh [RUN] [PARAMS] [OPTIONS]: the neural score against closed-form ones, over levels; then the figures.
+# Defaults: runs/edm-cifar10 gaussian_params. OPTIONS are those that `python linear_structure/compare_scores.py --help`
+# lists: further closed forms, trajectories, checkpoints. Given again with others, it adds to what is there.
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     sed -n '2,/^set /{/^# /s///p}' "${BASH_SOURCE[0]}"

@@ -125,7 +125,7 @@ def test_commands_resume_and_take_further_forms(tmp_path, capsys) -> None:
     assert "checkpoints" in summary and not summary["checkpoints"]
     table = figures.read_table(scores / "scores.csv")
     assert [float(entry) for entry in table["relative_error_gaussian"]] == summary["relative_error"]["gaussian"]["mean"]
-    gains = figures.read_table(scores / "directions.csv")
+    gains = figures.read_table(scores / "gains.csv")
     assert set(map(float, gains["level"])) == set(summary["levels"])
     assert (scores / "denoised.png").is_file() and not (scores / "checkpoints.png").exists()
 
@@ -170,7 +170,8 @@ def test_a_network_that_fails_is_written_and_tried_again(tmp_path, capsys, monke
     folder, params = make_run(tmp_path / "run", split), tmp_path / "params"
     assert run(get_parameters.main, "dots", "gaussian", params) == 0
     for points in ("noised", "trajectory"):
-        options = ["--n", 4, "--at-levels", 0.5, "--points", points, "--solver-steps", 2]
+        options = ["--n", 4, *(["--at-levels", 0.5] if points == "noised" else ["--solver-steps", 2])]
+        options += ["--points", points]
         with monkeypatch.context() as broken:
             broken.setattr("diffusion_model.score_model.ScoreModel.denoise", lambda self, x, level: x * float("nan"))
             assert run(compare_scores.main, folder, params, *options) == 1
@@ -190,6 +191,7 @@ def test_mistakes_are_sentences(tmp_path, capsys) -> None:
         (compare_scores.main, (folder, params, "--levels", 1), 2, "--levels 1: expected at least 2"),
         (compare_scores.main, (folder, params, "--level-min", 100), 2, "expected 0 < lowest < highest"),
         (compare_scores.main, (folder, params, "--at-levels", 0), 2, "--at-levels 0: expected levels above 0"),
+        (compare_scores.main, (folder, params, "--at-levels", 1, "--points", "trajectory"), 2, "give --solver-steps"),
         (compare_scores.main, (folder, params, "--steps", 7), 1, "--steps 7: "),
         (compare_scores.main, (folder, params, "--steps", "new"), 2, "expected all, or numbers of checkpoints"),
         (compare_scores.main, (published, params, "--steps", "all"), 1, "has no checkpoints; leave it out"),
