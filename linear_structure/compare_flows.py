@@ -270,15 +270,21 @@ def summarise(made: dict[str, Flow], forms: dict[str, Named], work: Work) -> dic
 
 
 def say(summary: dict[str, Any]) -> None:
-    """The end samples' distances, one line."""
-    parts = [
-        f"{entry['label']} {entry['mse']['mean']:.3g} +- {entry['mse']['deviation']:.2g} ({entry['share']:.1%})"
-        for entry in summary["forms"].values()
-    ]
-    print(
-        f"mean squared error of end samples from the same noise, on [0, 1] (share of that between seeds, "
-        f"{summary['different_seeds']['mse']:.3g}): {', '.join(parts)}; solver alone {summary['solver']['mse']['mean']:.2g}"
-    )
+    """The end samples' distances, a line for pixels and one for features."""
+    spaces = {"mse": "mean squared error of end samples from the same noise, on [0, 1]"}
+    spaces |= {
+        name: f"their distance in {name} features" for name in summary["different_seeds"].keys() & features.FEATURES
+    }
+    for space, what in spaces.items():
+        parts = []
+        for entry in summary["forms"].values():
+            share = entry["share"] if space == "mse" else entry[space]["share"]
+            parts.append(
+                f"{entry['label']} {entry[space]['mean']:.3g} +- {entry[space]['deviation']:.2g} ({share:.1%})"
+            )
+        if space == "mse":
+            parts.append(f"solver alone {summary['solver'][space]['mean']:.2g}")
+        print(f"{what} (share of that between seeds, {summary['different_seeds'][space]:.3g}): {', '.join(parts)}")
 
 
 def draw_flows(summary: dict[str, Any], forms: dict[str, Named], path: Path, pdf: bool) -> None:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.colors import LogNorm
 
 from diffusion_model import arrays, data, experiment, figures, results
 from diffusion_model.experiment import AtLeast
@@ -37,7 +38,7 @@ from linear_structure.mixture import Mixture
 COMPONENTS = (1, 2, 5, 10, 20)
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 MEASURES = {"score": "relative_error", "denoiser": "explained_variance"}  # what is explained: the measure it is in
-FLOOR = 1e-5  # of the unexplained variance: the end of the colours
+FLOOR = 1e-5  # of the unexplained variance: where the colours end at the latest
 Key = tuple[int, int, float]  # components, rank, level
 
 
@@ -280,12 +281,13 @@ def draw_map(summary: dict[str, Any], found: dict[Key, dict[str, Any]], what: st
     levels, shares = summary["levels"], np.array(summary[what])
     columns = min(3, len(levels))
     rows = -(-len(levels) // columns)
+    norm = LogNorm(max(FLOOR, min(0.1, 1 - shares.max())), 1.0)
     size = 0.62 * len(summary["components"]) + 0.9, 0.27 * len(summary["ranks"]) + 0.9
     figure, axes = figures.panels(rows, columns, width=size[0], height=size[1], sharex=True, sharey=True)
     for place, axis in enumerate(axes.flat):
         axis.set_visible(place < len(levels))
         if place < len(levels):
-            image = panel(axis, shares[:, :, place].T, summary)
+            image = panel(axis, shares[:, :, place].T, norm, summary)
             axis.set_title(f"level {levels[place]:g}", fontsize=9.5)
     for axis in axes[:, 0]:
         axis.set_ylabel("rank")
@@ -300,10 +302,9 @@ def draw_map(summary: dict[str, Any], found: dict[Key, dict[str, Any]], what: st
     figures.save(figure, path, table_of(found, what), pdf)
 
 
-def panel(axis: Any, shares: np.ndarray, summary: dict[str, Any]) -> Any:
+def panel(axis: Any, shares: np.ndarray, norm: LogNorm, summary: dict[str, Any]) -> Any:
     """One level: explained variances [R, C]."""
-    norm = matplotlib.colors.LogNorm(FLOOR, 1.0)
-    left = np.clip(1 - shares, FLOOR, 1.0)
+    left = np.clip(1 - shares, norm.vmin, norm.vmax)
     image = axis.imshow(left, cmap="viridis_r", norm=norm, origin="lower", aspect="auto")
     axis.grid(False)
     axis.set_xticks(range(shares.shape[1]), summary["components"])
