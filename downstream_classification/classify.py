@@ -36,7 +36,7 @@ from downstream_classification import fitting
 from downstream_classification.mixing import HEADS
 
 RATES = [1e-3, 7.5e-4, 5e-4, 2.5e-4, 1e-4, 5e-5]  # From Points to Functions, section 4
-TOGETHER = 128  # fits that run as one; 128 x 256 images x 512 units are 64 MiB an activation
+ATTENDING = "transformer"  # the head whose attention is stored
 
 
 def parser() -> experiment.Parser:
@@ -59,6 +59,7 @@ def parser() -> experiment.Parser:
     options.add_argument("--batch", type=AtLeast(1), default=256, help="images a step")
     options.add_argument("--dropout", type=float, default=0.25, help="of every head but linear")
     options.add_argument("--mlp-width", type=AtLeast(1), default=512, help="hidden units of the mlp")
+    options.add_argument("--gru-width", type=AtLeast(1), default=256, help="width of the gru's state")
     options.add_argument("--transformer-width", type=AtLeast(1), default=256, help="width of the transformer's tokens")
     options.add_argument(
         "--transformer-feedforward", type=AtLeast(1), default=512, help="hidden units of its feed-forward part"
@@ -69,13 +70,15 @@ def parser() -> experiment.Parser:
         default=True,
         help="features (on unless --no-standardise)",
     )
+    options.add_argument("--precision", choices=fitting.PRECISIONS, default="auto", help="auto: bfloat16 if the device has it")  # fmt: skip
+    options.add_argument("--memory", type=AtLeast(1), metavar="MIB", help="of the fits that run together")
     options.add_device()
     return options
 
 
 @dataclass(frozen=True)
 class Group:
-    """Fits that run as one: a head, an attribute and a seed on some times; `cells` are their keys, one a view."""
+    """Fits that are tested together: a head, an attribute and a seed on some times; `cells` are their keys, one a view."""
 
     head: str
     attribute: str
@@ -188,11 +191,8 @@ def plan(args: argparse.Namespace, store: Store, attributes: Sequence[str]) -> l
             continue
         fixed = {"source": store.source, "attribute": attribute, "head": head}
         if not HEADS[head].mixes:
-            together = max(1, TOGETHER // len(schedule(args, head)[0]))
-            for start in range(0, len(single), together):
-                times = single[start : start + together]
-                cells = [{**fixed, "times": time, "seed": seed} for time in times]
-                groups.append(Group(head, attribute, seed, times, cells))
+            cells = [{**fixed, "times": time, "seed": seed} for time in single]
+            groups.append(Group(head, attribute, seed, single, cells))
         elif mixed:
             cells = [{**fixed, "times": f"all{args.granularity}", "seed": seed}]
             groups.append(Group(head, attribute, seed, mixed, cells))
@@ -201,8 +201,9 @@ def plan(args: argparse.Namespace, store: Store, attributes: Sequence[str]) -> l
 
 def sizes(args: argparse.Namespace, head: str) -> dict[str, Any]:
     """The head's own sizes and dropout among the options."""
-    own = {name.removeprefix(f"{head}_"): value for name, value in vars(args).items() if name.startswith(f"{head}_")}
-    return {**own, "dropout": args.dropout} if own else {}
+    own = f"{HEADS[head].options}_"
+    found = {name.removeprefix(own): value for name, value in vars(args).items() if name.startswith(own)}
+    return {**found, "dropout": args.dropout} if found else {}
 
 
 def schedule(args: argparse.Namespace, head: str) -> tuple[list[float], int]:
@@ -248,36 +249,42 @@ def attention_folder(store: Store, key: dict[str, Any]) -> Path:
 def is_done(args: argparse.Namespace, store: Store, group: Group, key: dict[str, Any]) -> bool:
     """Whether a cell, and the attention that belongs to it, are there; another protocol's cell is a ValueError."""
     cell = results.finished(store.run / "classify", key, protocol(args, store, key, group.times))
-    if cell is None or not HEADS[group.head].mixes:
+    if cell is None or group.head != ATTENDING:
         return cell is not None
     folder = attention_folder(store, key)
     return arrays.is_finished(folder) and arrays.read_meta(folder, "attention", "")["cell"] == key
 
 
-def fit_all(args: argparse.Namespace, store: Store, groups: Sequence[Group], device: torch.device) -> Iterator[None]:
-    """Fit each group and write its missing cells; yields once an epoch.
+def fit_all(args: argparse.Namespace, store: Store, groups: Sequence[Group], device: torch.device) -> Iterator[Group]:
+    """Fit each group and write its missing cells; yields the group once an epoch.
 
-    A group is always fitted as a whole, so that a cell filled in later is the one that a single run would have written.
+    Groups that differ in their seed alone are fitted together, each as a whole: a cell filled in later is the one that a
+    single run would have written, to rounding.
     """
     held = sorted({time for group in groups for time in group.times})
     z_train, z_test = (torch.from_numpy(split.select(held)).to(device) for split in (store.train, store.test))
+    together: dict[tuple, list[Group]] = {}
     for group in groups:
-        columns = [held.index(time) for time in group.times]
+        together.setdefault((group.head, group.attribute, *group.times), []).append(group)
+    for (head, attribute, *times), members in together.items():
+        columns = [held.index(time) for time in times]
         seen_train, seen_test = z_train, z_test
         if columns != list(range(len(held))):
             seen_train, seen_test = z_train[:, columns], z_test[:, columns]
-        train, test, classes = store.labels(group.attribute)
-        rates, epochs = schedule(args, group.head)
+        train, test, classes = store.labels(attribute)
+        rates, epochs = schedule(args, head)
         fits = fitting.Fits(
-            group.head, seen_train, train, classes, rates, group.seed, args.batch,
-            args.validation_fraction, args.standardise, sizes(args, group.head), device,
+            head, seen_train, train, fitting.CrossEntropy(classes), rates, [group.seed for group in members],
+            args.batch, args.validation_fraction, args.standardise, sizes(args, head), device,
+            precision=args.precision, memory=args.memory and args.memory << 20,
         )  # fmt: skip
         for _ in range(epochs):
             fits.epoch()
-            yield
-        for key, outcome in zip(group.cells, fits.outcomes(seen_test, test), strict=True):
-            if not is_done(args, store, group, key):
-                write(args, store, group, key, outcome, test)
+            yield from members  # an epoch of each
+        for group, outcomes in zip(members, fits.outcomes(seen_test, test), strict=True):
+            for key, outcome in zip(group.cells, outcomes, strict=True):
+                if not is_done(args, store, group, key):
+                    write(args, store, group, key, outcome, test)
 
 
 def write(
@@ -300,7 +307,7 @@ def write(
                 f"{rate:g}": {"validation": best, "epoch": epoch} for rate, (best, epoch) in outcome.trials.items()
             },
         }
-        if outcome.attention is not None:
+        if group.head == ATTENDING:
             arrays.write_folder(
                 attention_folder(store, key), "attention", {"attention": outcome.attention, "labels": labels},
                 times=group.times, attribute=group.attribute, classes=decided["classes"], head=group.head, cell=key,
