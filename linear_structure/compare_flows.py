@@ -342,7 +342,9 @@ def draw_pictures(
         axis.grid(False)
         for side in axis.spines.values():
             side.set_visible(False)
-        label = "network" if name == NEURAL else f"{forms[name].label}\n{summary['forms'][name]['mse']['mean']:.3g}"
+        label = "network"
+        if name != NEURAL:
+            label = f"{forms[name].label}\n{summary['forms'][name]['mse']['mean']:.3g}".replace(" (", "\n(")
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     figure.suptitle("end samples, each column from the same noise; mean squared error on [0, 1]", fontsize=10.5)
     mse = {name: made[name].states.arrays["mse"].tolist() for name in shown}
