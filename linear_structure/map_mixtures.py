@@ -169,7 +169,8 @@ class Work(NamedTuple):
         """The mixture of this many Gaussians in model space, fitted unless one of enough rank is there."""
         name, most = self.given.record["data"]["name"], self.ranks[-1]
         stem = f"{name}-components-{count}-rank-"
-        there = {int(path.name.removeprefix(stem)): path for path in self.fits.glob(f"{stem}*")}
+        names = {path.name.removeprefix(stem): path for path in self.fits.glob(f"{stem}*")}
+        there = {int(rank): path for rank, path in names.items() if rank.isdigit()}
         enough = [rank for rank in sorted(there) if rank >= most and arrays.is_finished(there[rank])]
         folder = there[enough[0]] if enough else self.fits / f"{stem}{most}"
         if not enough:

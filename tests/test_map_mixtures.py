@@ -100,7 +100,9 @@ def test_it_goes_on_where_it_was_and_fits_nothing_twice(world, monkeypatch, caps
     options = [folder, params, "--n", 12, "--ranks", 4, 64, "--levels", 0.5, 5]
     mixtures, fits = folder / "mixtures", []
     fit = clusters.fit
-    monkeypatch.setattr(clusters, "fit", lambda images, *rest: fits.append(rest[:2]) or fit(images, *rest))
+    monkeypatch.setattr(
+        clusters, "fit", lambda images, *rest, **named: fits.append(rest[:2]) or fit(images, *rest, **named)
+    )
     assert run(map_mixtures.main, *options, "--components", 1, 2) == 0
     assert fits == [(1, 64), (2, 64)]
     before = {path: path.read_bytes() for path in mixtures.rglob("level=*.json")}
