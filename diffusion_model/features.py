@@ -283,6 +283,12 @@ def read_reference(
     return found
 
 
+def mark(path: Path) -> str:
+    """A reference's name and checksum, for protocols."""
+    held = path if path.is_file() else path / "meta.json"
+    return f"{path.name} {arrays.file_checksum(held):08x}"
+
+
 def _differing(meta: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     return sorted(name for name in wanted if meta.get(name) != wanted[name])
 

@@ -114,10 +114,7 @@ def floor(
 
 def named(reference: Path | None, split: data.Split) -> str:
     """The reference in the protocol."""
-    if reference is None:
-        return f"all {len(split)} {split.split} images"
-    held = reference if reference.is_file() else reference / "meta.json"
-    return f"{reference.name} {arrays.file_checksum(held):08x}"
+    return f"all {len(split)} {split.split} images" if reference is None else features.mark(reference)
 
 
 def sentences(value: dict[str, Any], protocol: dict[str, Any]) -> list[str]:

@@ -2,7 +2,8 @@
 
 A and B are each a folder of result cells (a sweep: RUN/sweeps/NAME), one cell (.json) or a sweep's summary.json. Numbers
 that both have are printed with their difference and ratio. Every field of the two protocols must agree: a distance at
-another n, in another feature space or to another reference is another quantity. What is compared is named by --vary.
+another n, in another feature space or to another reference is another quantity. What is compared is named by --vary; a
+field that names cells (sampler, steps, kind) then pairs those that differ in it.
 
   python linear_structure/compare_metrics.py runs/edm-synthetic16/sweeps/default runs/edm-synthetic16/sweeps/dpm \
     --vary sampler
@@ -29,10 +30,11 @@ WIDTH = 48  # characters of a protocol field's value in a sentence
 
 @dataclass(frozen=True)
 class Row:
-    """The numbers of one cell by name, and its protocol."""
+    """The numbers of one cell by name, its protocol and its key."""
 
     numbers: dict[str, float]
     protocol: dict[str, Any]
+    key: dict[str, Any]
 
 
 def make_parser() -> experiment.Parser:
@@ -40,7 +42,7 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, prog="compare_metrics.py")
     parser.add_argument("first", metavar="A", type=Path, help="a folder of cells, a cell or a summary.json")
     parser.add_argument("second", metavar="B", type=Path, help="likewise")
-    parser.add_argument("--vary", metavar="FIELD", nargs="+", default=[], help="protocol fields that may differ")
+    parser.add_argument("--vary", metavar="FIELD", nargs="+", default=[], help="fields that may differ")
     parser.add_argument("--anyway", action="store_true", help="compare whatever differs, and say what does")
     parser.add_argument("--metrics", metavar="NAME", nargs="+", help="numbers to print (default: all that both have)")
     return parser
@@ -49,10 +51,9 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    pairs = match(args.first, args.second)
+    pairs = match(args.first, args.second, args.vary)
     differing = differences([(one.protocol, other.protocol) for _, one, other in pairs])
     refused = {name: values for name, values in differing.items() if name not in args.vary}
-    check_vary(args.vary, pairs)
     if refused and not args.anyway:
         raise ValueError(
             f"{args.first} and {args.second} were measured under different protocols ({written(refused)}): measure both "
@@ -70,23 +71,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def match(first: Path, second: Path) -> list[tuple[str, Row, Row]]:
-    """(key, row of A, row of B) of every cell that both have; two single cells are a pair whatever their keys."""
+def match(first: Path, second: Path, vary: Sequence[str] = ()) -> list[tuple[str, Row, Row]]:
+    """(key, row of A, row of B) of every cell that both have; two single cells are a pair whatever their keys.
+
+    Cells are paired by their keys without the fields in `vary`.
+    """
     one, other = read(first), read(second)
+    check_vary(vary, [*one.values(), *other.values()])
     if len(one) == len(other) == 1:
         (name, row), (others, beside) = *one.items(), *other.items()
         return [(name if name == others else f"{name} | {others}", row, beside)]
+    one, other = without(first, one, vary), without(second, other, vary)
     common = [name for name in one if name in other]
     if not common:
         raise ValueError(
             f"{first} and {second} have no cell in common: {len(one)} such as {next(iter(one))} there, "
-            f"{len(other)} such as {next(iter(other))} here"
+            f"{len(other)} such as {next(iter(other))} here{hint(one, other)}"
         )
     for path, here, there in ((first, one, other), (second, other, one)):
         alone = [name for name in here if name not in there]
         if alone:
             print(f"only in {path}: {', '.join(alone)}", file=sys.stderr)
     return [(name, one[name], other[name]) for name in common]
+
+
+def without(path: Path, rows: dict[str, Row], fields: Sequence[str]) -> dict[str, Row]:
+    """The rows by their keys without these fields, which must still tell them apart."""
+    found: dict[str, Row] = {}
+    for name, row in rows.items():
+        short = key_of({field: value for field, value in row.key.items() if field not in fields})
+        if short in found:
+            raise ValueError(
+                f"{path} holds cells that differ in nothing but {' and '.join(fields)} ({name}; "
+                f"{key_of(found[short].key)}): give a folder with one of them, or leave that out of --vary"
+            )
+        found[short] = row
+    return found
+
+
+def hint(one: dict[str, Row], other: dict[str, Row]) -> str:
+    """How to pair cells whose keys differ in fields that are the same throughout each result."""
+    held = []
+    for rows in (one, other):
+        fields = dict.fromkeys(field for row in rows.values() for field in row.key)
+        held.append({field: {str(row.key[field]) for row in rows.values() if field in row.key} for field in fields})
+    apart = [name for name in held[0] if name in held[1] and not held[0][name] & held[1][name]]
+    return f"; to pair them pass --vary {' '.join(apart)}" if apart else ""
 
 
 def read(path: Path) -> dict[str, Row]:
@@ -110,7 +140,7 @@ def read(path: Path) -> dict[str, Row]:
         name = key_of(cell.key)
         if name in rows:
             raise ValueError(f"{path} holds two results with the key {name}: give the folder of one of them")
-        rows[name] = Row(numbers(cell.value), cell.protocol)
+        rows[name] = Row(numbers(cell.value), cell.protocol, cell.key)
     return rows
 
 
@@ -122,11 +152,13 @@ def of_summary(path: Path, content: dict[str, Any]) -> dict[str, Row]:
     for cell in content["cells"]:
         varied = {name: cell[name] for name in ("sampler", "steps") if name in cell}
         where = "level" if cell.get("by") == "level" else "skip"
-        name = key_of(varied | {"kind": cell["jump"], where: cell[where]})
-        rows[name] = Row({name: value for name, value in numbers(cell).items() if name not in KEY}, protocol)
+        key = varied | {"kind": cell["jump"], where: cell[where]}
+        found = {name: value for name, value in numbers(cell).items() if name not in KEY}
+        rows[key_of(key)] = Row(found, protocol, key)
     if content.get("floor"):
         floor = content["floor"]
-        rows[key_of({"kind": "real", "skip": 0})] = Row(numbers(floor), protocol | {"images": floor.get("images")})
+        key = {"kind": "real", "skip": 0}
+        rows[key_of(key)] = Row(numbers(floor), protocol | {"images": floor.get("images")}, key)
     return rows
 
 
@@ -157,9 +189,9 @@ def differences(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str,
     return dict(sorted(found.items()))
 
 
-def check_vary(names: Sequence[str], pairs: list[tuple[str, Row, Row]]) -> None:
-    """Refuse a name that no protocol has (UsageError)."""
-    known = {field for _, *rows in pairs for row in rows for field in row.protocol}
+def check_vary(names: Sequence[str], rows: Sequence[Row]) -> None:
+    """Refuse a name that no protocol and no key has (UsageError)."""
+    known = {field for row in rows for field in (*row.protocol, *row.key)}
     for name in names:
         if name not in known:
             raise experiment.UsageError(f"--vary {name}: no field of the protocols; {experiment.nearest(name, known)}")

@@ -119,6 +119,27 @@ def test_a_summary_of_several_solvers_has_the_keys_of_its_cells(tmp_path, capsys
     assert sorted(row[2:4] for row in rows(capsys.readouterr().out)) == [["1", "1"], ["2", "2"]]
 
 
+def test_cells_that_differ_in_their_key_are_paired_when_asked(tmp_path, capsys) -> None:
+    for name, sampler, factor in (("a", "heun", 1.0), ("b", "dpmpp-2m", 0.5)):
+        for skip in (0, 4):
+            key = {"sampler": sampler, "steps": 18, "kind": "gaussian", "skip": skip}
+            results.write_cell(tmp_path / name, key, {"distance": factor * (10 + skip)}, {"n": 40})
+        results.write_cell(tmp_path / name, {"kind": "real", "skip": 0}, {"distance": 3.0}, {"n": 40})
+    both = tmp_path / "a", tmp_path / "b"
+    assert run(*both, "--vary", "sampler") == 0
+    assert sorted(rows(capsys.readouterr().out)) == [
+        ["kind real, skip 0", "distance", "3", "3", "+0", "1"],
+        ["steps 18, kind gaussian, skip 0", "distance", "10", "5", "-5", "0.5"],
+        ["steps 18, kind gaussian, skip 4", "distance", "14", "7", "-7", "0.5"],
+    ]
+    assert run(*both, "--vary", "skip") == 1
+    assert "differ in nothing but skip" in capsys.readouterr().err
+    parts = [path / f"sampler={name}" for path, name in zip(both, ("heun", "dpmpp-2m"), strict=True)]
+    assert run(*parts) == 1
+    assert "no cell in common" in (said := capsys.readouterr().err) and "pass --vary sampler" in said
+    assert run(*parts, "--vary", "sampler") == 0
+
+
 def test_mistakes_are_sentences(tmp_path, capsys) -> None:
     good = write(tmp_path / "a", {0: 10.0, 4: 12.0})
     elsewhere = tmp_path / "far"

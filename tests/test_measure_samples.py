@@ -81,7 +81,11 @@ def test_mistakes_are_sentences(dots, tmp_path, capsys) -> None:
         ((made, "dots", "--n", 1), 2, "--n 1: expected at least 2"),
         ((made, "dots", "--subset-size", 31), 2, "--subset-size 31: expected at most the 30 images there are"),
         ((made, "dots", "--extractor", "inception"), 2, "--extractor goes with --reference"),
-        ((made, "dots", "--reference", tmp_path / "no.npz"), 1, "no such file; expected a .npz with mu [D] and sigma [D, D]"),
+        (
+            (made, "dots", "--reference", tmp_path / "no.npz"),
+            1,
+            "no such file; expected a .npz with mu [D] and sigma [D, D]",
+        ),
         ((made, "dotz"), 1, "no data set 'dotz'"),
     ]
     for argv, status, sentence in cases:

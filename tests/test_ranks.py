@@ -19,6 +19,7 @@ import torch
 from linear_world import make_data, make_run
 
 from diffusion_model import arrays, experiment, ranks, representations, results, train_features
+from linear_structure.gaussian import Gaussian
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 
@@ -35,6 +36,8 @@ def commands(folder: Path) -> list[list[str]]:
     """A little of everything that ranks share, on the runs in `folder`."""
     sampled = ["--n", "10", "--steps", "3", "--batch", "4", "--device", "cpu"]
     sweep = ["--features", "classifier", "--n", "8", "--steps", "3", "--batch", "8", "--skips", "0", "1", "2"]
+    search = ["--recommend", "--blocks", "4", "--margin", "1e9"]
+    mixture = ["--kinds", "gaussian", "isotropic", "mixture", "--mixture", f"{folder}/mixture"]
     return [
         [
             "diffusion_model.representations",
@@ -52,7 +55,10 @@ def commands(folder: Path) -> list[list[str]]:
         ],
         ["linear_structure.get_parameters", "dots", "gaussian", f"{folder}/params"],
         ["diffusion_model.main", "--mode", "sample", "--workdir", f"{folder}/edm", *sampled],
-        ["linear_structure.sweep_skips", f"{folder}/edm", f"{folder}/params", *sweep],
+        ["linear_structure.get_parameters", "dots", "gaussian", f"{folder}/low", "--rank", "5", "--memory", "1e-4"],
+        ["linear_structure.get_parameters", "dots", "mixture", f"{folder}/mixture", "--components", "2", "--rank", "3"],
+        ["linear_structure.sweep_skips", f"{folder}/edm", f"{folder}/params", *sweep, *mixture],
+        ["linear_structure.sweep_skips", f"{folder}/edm", f"{folder}/params", *sweep[:-4], *search],
     ]
 
 
@@ -98,13 +104,32 @@ def test_samples_are_those_of_one_process(worlds) -> None:
 
 def test_a_sweep_is_that_of_one_process(worlds) -> None:
     one, two = (results.read_cells(world / "edm" / "sweeps" / "default") for world in worlds)
-    assert len(one) == 6  # none, two jumps of two kinds, and the real images
+    assert len(one) == 8  # none, two jumps of three kinds, and the real images
     for first, second in zip(one, two, strict=True):
         assert (first.key, first.protocol) == (second.key, second.protocol)
         times = {"seconds": 0, "busy_seconds": 0}
         assert first.value | times == second.value | times
         held = [arrays.read_folder(cell.path.with_suffix(""), "sweep cell")[0] for cell in (first, second)]
         assert all(np.array_equal(held[0][name], held[1][name]) for name in held[0])
+
+
+def test_a_mixture_and_a_randomised_fit_are_those_of_one_process(worlds) -> None:
+    one, two = (contents(world / "mixture") for world in worlds)
+    assert one == two and len(one) > 5
+    first, second = (Gaussian.load(world / "low") for world in worlds)
+    assert torch.allclose(first.lambdas, second.lambdas, rtol=1e-6)
+    assert torch.equal(first.mu, second.mu) and torch.equal(first.variance, second.variance)
+    assert torch.allclose(first.U @ first.U.T, second.U @ second.U.T, atol=1e-5)
+
+
+def test_a_recommendation_is_within_the_cells_of_both(worlds) -> None:
+    found = [arrays.read_json(world / "edm/sweeps/recommend/recommendation.json") for world in worlds]
+    for one in found:
+        asked = {cell["skip"]: cell for cell in one["cells"]}
+        assert one["recommended"]["skip"] in asked and set(asked) <= {0, 1, 2}
+    common = [[cell["distance"] for cell in one["cells"] if cell["skip"] == 0] for one in found]
+    assert common[0] == common[1]
+    assert [one["recommended"]["skip"] for one in found] == [2, 2]
 
 
 def ended(pids: list[int]) -> bool:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from linear_world import SHAPE, make_data, make_run
 
-from diffusion_model import arrays, experiment, features, figures, results, train_features
+from diffusion_model import arrays, data, experiment, features, figures, results, train_features
 from diffusion_model.data import Scaling
 from diffusion_model.fid import factor
 from diffusion_model.moments import Moments
 from diffusion_model.samplers import SAMPLERS, edm_levels
-from linear_structure import get_parameters, intervals, process_experiments_with_skips, sweep_skips
+from linear_structure import get_parameters, intervals, process_experiments_with_skips, summaries, sweep_skips, sweeps
 from linear_structure.gaussian import Gaussian, closed_forms
 
 LEVELS = edm_levels(18)
@@ -43,9 +43,7 @@ def example() -> Gaussian:
 
 def drawn(jump: Gaussian, skip: int, batch: int = 8, denoise=None) -> torch.Tensor:
     """Eight samples of the Gaussian's own denoiser after a jump."""
-    made = sweep_skips.draw(
-        denoise or example().denoise, jump, "heun", LEVELS[0], LEVELS[skip:], range(8), SHAPE, batch
-    )
+    made = sweeps.draw(denoise or example().denoise, jump, "heun", LEVELS[0], LEVELS[skip:], range(8), SHAPE, batch)
     return torch.cat(list(made))
 
 
@@ -62,13 +60,11 @@ def corner(images: torch.Tensor) -> torch.Tensor:
 PIXELS = Scaling((1 / 127.5,) * 3, (-1.0,) * 3)
 
 
-def make_sweep(
-    folder: Path, n: int = 6, grid=edm_grid, reference: features.Reference | None = None
-) -> sweep_skips.Sweep:
+def make_sweep(folder: Path, n: int = 6, grid=edm_grid, reference: features.Reference | None = None) -> sweeps.Sweep:
     """A sweep of small images with four of their pixels as features."""
     moments = Moments(4).update(normal(40, 4))
     reference = reference or features.Reference(moments, factor(moments.covariance))
-    return sweep_skips.Sweep(folder, {"shape": list(SHAPE)}, grid, range(n), 3, reference)
+    return sweeps.Sweep(folder, {"shape": list(SHAPE)}, grid, range(n), 3, reference)
 
 
 def test_a_gaussian_denoiser_gains_by_the_gaussian_jump_and_loses_by_the_isotropic() -> None:
@@ -108,7 +104,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 
 def test_plan_and_its_refusals() -> None:
-    cell = functools.partial(sweep_skips.Cell, "heun", 18)
+    cell = functools.partial(sweeps.Cell, "heun", 18)
     assert sweep_skips.plan({"heun": [18]}, ["isotropic", "gaussian"], [4, 0, 2], [2]) == [
         cell(), cell("gaussian", 2), cell("gaussian", 4), cell("isotropic", 2),
     ]  # fmt: skip
@@ -136,14 +132,14 @@ def test_levels_outside_the_grid_are_refused_and_its_first_is_the_plain_solver()
         with pytest.raises(
             experiment.UsageError, match=f"--to-levels {level:g}: expected levels above 0.002 and up to 80"
         ):
-            sweep_skips.within_levels([sweep_skips.Cell("heun", 4, "mean", level=level)], 0.002, 80.0)
+            sweep_skips.within_levels([sweeps.Cell("heun", 4, "mean", level=level)], 0.002, 80.0)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_skip_0_is_the_plain_solver_bit_for_bit(name) -> None:
     x = 80.0 * experiment.sample_noise("start", range(3), SHAPE)
     *_, plain = SAMPLERS[name].run(example().denoise, x, LEVELS)
-    (found,) = sweep_skips.draw(example().denoise, None, name, LEVELS[0], LEVELS, range(3), SHAPE, 3)
+    (found,) = sweeps.draw(example().denoise, None, name, LEVELS[0], LEVELS, range(3), SHAPE, 3)
     assert torch.equal(found, plain)
 
 
@@ -155,7 +151,7 @@ def test_every_cell_costs_what_it_says_and_jumps_shrink_no_budget(tmp_path) -> N
         return example().denoise(x, level)
 
     for name in SAMPLERS:
-        sweep, plain = make_sweep(tmp_path / name, n=3), sweep_skips.Cell(name, 5)
+        sweep, plain = make_sweep(tmp_path / name, n=3), sweeps.Cell(name, 5)
         costs = {}
         for cell in (plain, plain._replace(kind="gaussian", skip=2), plain._replace(kind="gaussian", level=3.0)):
             spent.clear()
@@ -212,7 +208,7 @@ def test_a_name_that_leads_elsewhere_is_refused(command, name, capsys) -> None:
 
 
 def test_a_failing_cell_is_recorded_and_the_others_are_made(tmp_path) -> None:
-    sweep, forms, plain = make_sweep(tmp_path), closed_forms(example()), sweep_skips.Cell("heun", 18)
+    sweep, forms, plain = make_sweep(tmp_path), closed_forms(example()), sweeps.Cell("heun", 18)
     broken = Gaussian(forms["mean"].mu * float("nan"), forms["mean"].U, forms["mean"].lambdas)
     cells = [plain, plain._replace(kind="gaussian", skip=4), plain._replace(kind="mean", skip=4)]
     of_mean = results.cell_path(tmp_path, **cells[2].key)
@@ -252,15 +248,15 @@ def test_a_gaussian_denoiser_may_skip_all_that_is_offered_for_every_sampler(tmp_
     cells = sweep_skips.plan({"heun": [30], "dpmpp-2m": [30]}, ["gaussian"], [4, 12, 29])
     assert sweep.run(cells, example().denoise, closed_forms(example()), PIXELS, corner) == []
     moments.save(tmp_path / "reference")
-    rows = process_experiments_with_skips.read_sweep(tmp_path, 10, "")
-    summary = process_experiments_with_skips.summarise(rows, 0.01, 10)
+    rows = summaries.read_sweep(tmp_path, 10, "")
+    summary = summaries.summarise(rows, 0.01, 10)
     assert [(line["sampler"], line["recommended"]["skip"]) for line in summary["lines"]] == [
         ("heun", 29),
         ("dpmpp-2m", 29),
     ]
     far = sweep.measure(sweep.codes(cells[0]) + 60)["kernel_distance"]
     assert all(abs(cell["kernel_distance"]) < 0.2 * far for cell in summary["cells"])
-    told = process_experiments_with_skips.sentence(summary, summary["lines"][0])
+    told = summaries.sentence(summary, summary["lines"][0])
     assert told.startswith(
         "recommended (heun, 30 steps, n = 100): skip 29 of 30 steps by a gaussian jump to level 0.002: "
     )
@@ -379,6 +375,31 @@ def test_recommend_says_one_thing_and_makes_the_statistics(world, capsys) -> Non
     assert skips[0] == 0 and found["recommended"]["skip"] in skips and len(skips) <= 4
     assert run(sweep_skips.main, folder, params.with_name("new"), *options, "--skips", 1, "--margin", 1e9) == 0
     assert "skip 1 of 4 steps by a gaussian jump" in capsys.readouterr().out or 3 in skips
+
+
+def test_a_reference_of_others(world, tmp_path, capsys) -> None:
+    folder, params = world
+    split = data.open_split("dots", "train", tmp_path / "data")
+    extractor = features.open_extractor("classifier", split, tmp_path / "data")
+    codes = np.concatenate([features.extract(extractor, split.images, "test"), normal(9, extractor.dimension).numpy()])
+    file = tmp_path / "theirs.npz"
+    np.savez(file, mu=codes.mean(0), sigma=np.cov(codes.T.astype(np.float64)))
+    options = ["--features", "classifier", "--n", 8, "--steps", 3, "--batch", 8, "--skips", 1, "--kinds", "gaussian"]
+    assert run(sweep_skips.main, folder, params, *options, "--reference", file) == 1
+    assert "say it with --extractor NAME" in capsys.readouterr().err
+    assert run(sweep_skips.main, folder, params, *options, "--extractor", "classifier") == 2
+    assert "--extractor goes with --reference" in capsys.readouterr().err
+    named = ["--reference", file, "--extractor", "classifier"]
+    assert run(sweep_skips.main, folder, params, *options, *named) == 0
+    file.unlink()
+    assert run(process_experiments_with_skips.main, folder, "--blocks", 4) == 0
+    summary = json.loads((folder / "sweeps" / "default" / "summary.json").read_text())
+    assert summary["protocol"]["reference"].startswith("theirs.npz ")
+    for cell in results.read_cells(folder / "sweeps" / "default"):
+        theirs = features.Reference(Moments(codes.shape[1]).update(codes), factor(torch.from_numpy(np.cov(codes.T))))
+        held = arrays.read_folder(cell.path.with_suffix(""), "sweep cell")[0]["features"]
+        assert cell.value["distance"] == pytest.approx(intervals.measure(held, theirs), rel=1e-6)
+    assert "kernel_distance" not in summary["cells"][0]
 
 
 def test_mistakes_are_sentences(world, tmp_path, capsys) -> None:
