@@ -157,18 +157,30 @@ def of_images(
     Ranks share the batches, and every rank gets the sums of all, which are one rank's bit for bit. All ranks call it.
     """
     shape = list(split.images.shape[1:])
-    moments = Moments(
-        int(np.prod(shape)), dataset=split.name, split=split.split, data_hash=split.hash, shape=shape, values="uint8"
-    )
-    moments.count = len(split) if chosen is None else len(chosen)
+    meta = {"dataset": split.name, "split": split.split, "data_hash": split.hash, "shape": shape, "values": "uint8"}
+    what = f"moments of {split.name}/{split.split}"
+    return of_rows(split.images, chosen, folder, meta, what, batch)
+
+
+def of_rows(
+    images: np.ndarray,
+    chosen: np.ndarray | None = None,
+    folder: Path | None = None,
+    meta: dict[str, Any] | None = None,
+    what: str = "moments",
+    batch: int | None = None,
+) -> Moments:
+    """The same of uint8 images [N, C, H, W], or of the rows `chosen` of them; `meta` says what they are of."""
+    moments = Moments(int(np.prod(images.shape[1:])), **(meta or {}))
+    moments.count = len(images) if chosen is None else len(chosen)
     sums = {"total": moments.total, "second": moments.second}
     batch = batch or max(1, min(ROWS, BATCH // moments.dimension))
 
     def add(rows: slice) -> None:
-        add_pixels(pixels(split.images, rows, chosen), sums["total"], sums["second"])
+        add_pixels(pixels(images, rows, chosen), sums["total"], sums["second"])
 
     key = moments.meta | {"rows": None if chosen is None else zlib.crc32(np.ascontiguousarray(chosen))}
-    passes.accumulate(sums, moments.count, batch, add, f"moments of {split.name}/{split.split}", folder, key)
+    passes.accumulate(sums, moments.count, batch, add, what, folder, key)
     return moments
 
 

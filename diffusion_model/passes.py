@@ -55,6 +55,34 @@ def accumulate(
         ranks.sum_([sums[name]])
 
 
+def last(folder: Path | None, name: str) -> tuple[int, Path | None]:
+    """The number and the folder of the last round kept as `name`; 0 and None where there is none."""
+    found = [path for path in folder.glob(f"{name}-*") if arrays.is_finished(path)] if folder else []
+    path = max(found, key=_number, default=None)
+    return (0, None) if path is None else (_number(path), path)
+
+
+def keep(folder: Path, name: str, number: int, write: Callable[[Path], Any]) -> None:
+    """`write` round `number` of `name` into a folder of its own, and then remove those before it. One rank calls it."""
+    write(folder / f"{name}-{number}")
+    for path in folder.glob(f"{name}-*"):
+        if _number(path) < number:
+            shutil.rmtree(path)
+
+
+def check_key(folder: Path, meta: dict[str, Any], key: dict[str, Any]) -> None:
+    """Refuse what was left by a fit of something else."""
+    if meta.get("key") != key:
+        raise ValueError(
+            f"{folder} holds an unfinished fit of other images or options: remove it or give another folder"
+        )
+
+
+def _number(path: Path) -> int:
+    """The number at the end of a folder's name."""
+    return int(path.name.rpartition("-")[2])
+
+
 def forget(folder: Path) -> None:
     """Remove the states of a pass whose result lies elsewhere now."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ Nothing here is imported by the other folders; what it shares with them lies in 
     diagonal    a Gaussian of independent pixels or spatial frequencies
     mixture     Gaussian mixture, one Gaussian a class, the training images as points
     span        a mixture in the space that its components span: its flow, fast
-    clusters    images -> mixture: k-means++, EM, classes
+    clusters    images -> mixture: k-means++, EM
     flow        the contract of all of them; flows without a formula, integrated; Teleport: the jump before any denoiser
     inputs      a run and the statistics of its data, checked against each other
     closed_forms  those that a command sets beside a network: names, labels, colours

@@ -7,31 +7,36 @@ em        maximum likelihood, started from k-means, of components with full cova
           `rank` leading principal components P [D, R] of all images. Outside it all components share one mean and one
           variance, the images' own. So EM finds how components differ within P, never which P would be best; with
           `rank` None P is everything above the cut-off and the fit is the plain full-covariance one.
-classes   no clusters are sought: the labels say them.
-
 `shared` gives all components one covariance, the pooled one within. `floor` is added to every variance, as an image of few
 pixels or a cluster of fewer images than pixels has directions without any; the original's is 1e-5 on [-1, 1].
 
 Images are uint8 [N, C, H, W], mapped, and read in batches; EM holds their N x R projections in memory. Statistics are
-those of uint8 pixels: `mapped` takes the mixture to a run's model space.
+those of uint8 pixels, from exact sums: `mapped` takes the mixture to a run's model space.
+
+Ranks share the sums for covariances; the first seeks the clusters. A killed fit that has a folder goes on from the round
+of k-means or EM that it had a minute before, or at the component that it was at, and ends in the same bits.
 """
 
 import math
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from diffusion_model import experiment
-from diffusion_model.moments import Moments
-from linear_structure.gaussian import UNIT, Gaussian
-from linear_structure.mixture import ClassConditional, Mixture
+from diffusion_model import arrays, experiment, passes, ranks
+from diffusion_model.moments import Moments, of_rows
+from linear_structure.gaussian import UNIT, Gaussian, eigen
+from linear_structure.mixture import Mixture
 
 METHODS = ("kmeans", "em")
 FLOOR = 1e-5  # variance of images on [-1, 1]
 SEEDS_FROM = 8_192  # images that the k-means++ seeds are drawn from
 BATCH = 1024
 ROUNDS = 50  # of k-means or EM at most
+KIND = "clusters"
 SETTLED = 1e-6  # EM ends when a round adds less than this to the mean log-likelihood, in nats a dimension
 Reader = Callable[[slice | torch.Tensor], torch.Tensor]
 
@@ -45,8 +50,13 @@ def fit(
     shared: bool = False,
     floor: float = FLOOR * UNIT,
     rounds: int = ROUNDS,
+    folder: Path | None = None,
+    key: dict[str, Any] | None = None,
 ) -> Mixture:
-    """A mixture of this many Gaussians of uint8 pixels [N, C, H, W]; a function of the images and the arguments alone."""
+    """A mixture of this many Gaussians of uint8 pixels [N, C, H, W]; a function of the images and the arguments alone.
+
+    folder: where a killed fit leaves what it has; key: what the images are (JSON). All ranks call it.
+    """
     _check(images)
     if method not in METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
@@ -54,53 +64,96 @@ def fit(
         raise ValueError(f"{components} components for {len(images)} images: expected 1 to {len(images)}")
     if not floor > 0:
         raise ValueError(f"a floor of {floor}: expected a variance above 0, in pixels squared")
-    if method == "kmeans":
-        owner, mean = kmeans(_reader(images), len(images), components, seed, rounds)
-        return _of_clusters(images, owner, mean, rank, floor, shared, {"method": method, "seed": seed})
-    return _em(images, components, rank, seed, shared, floor, rounds)
+    meta = {"method": method, "seed": seed, "rank": rank, "shared": shared, "floor": floor, "count": len(images)}
+    key = {"images": key, "components": components, "rounds": rounds, **meta}
+    if method == "em":
+        weights, parts = _em(images, components, rank, seed, shared, floor, rounds, folder, key)
+        return Mixture(weights, parts, meta)
+    read = _reader(images)
+    owner, mean = ranks.first_makes(lambda: kmeans(read, len(images), components, seed, rounds, folder, key))
+    parts = _of_clusters(images, owner, mean, rank, floor, shared, folder, key)
+    return Mixture(owner.bincount(minlength=components).double() / len(images), parts, meta)
 
 
-def fit_classes(
-    images: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    rank: int | None = None,
-    floor: float = FLOOR * UNIT,
-    shared: bool = False,
-) -> ClassConditional:
-    """The Gaussian of each class's images; labels [N] from 0 to `classes` - 1."""
-    _check(images)
-    owner = torch.from_numpy(np.array(labels)).long()
-    if owner.shape != (len(images),) or int(owner.min()) < 0 or int(owner.max()) >= classes:
-        raise ValueError(
-            f"labels {list(owner.shape)} from {int(owner.min())} to {int(owner.max())}: expected one an image "
-            f"({len(images)}), from 0 to {classes - 1}"
-        )
-    absent = (owner.bincount(minlength=classes) == 0).nonzero()[:, 0].tolist()
-    if absent:
-        raise ValueError(f"classes {absent} have no images: leave them out and number the others from 0")
-    mean = _means(_reader(images), len(images), owner, classes)
-    return ClassConditional(_of_clusters(images, owner, mean, rank, floor, shared, {"method": "classes"}))
+def once(folder: Path | None, key: dict[str, Any], make: Callable[[Path | None], Gaussian]) -> Gaussian:
+    """One Gaussian of several, made once and kept in its own folder until all are there. All ranks call it.
+
+    make(parts): `parts` is the folder where a killed one leaves what it has.
+    """
+    if folder is None:
+        return make(None)
+    if ranks.from_first(arrays.is_finished(folder)):
+        found = Gaussian.load(folder, f"remove {folder.parent}")
+        passes.check_key(folder.parent, found.meta, key)
+        return found
+    parts = folder.with_name(f"parts-{folder.name}")
+    found = make(parts)
+    if ranks.first():
+        found.save(folder, key=key)
+        passes.forget(parts)
+    ranks.barrier()
+    return found
 
 
-def kmeans(read: Reader, count: int, clusters: int, seed: int, rounds: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cluster of each row [N] and the clusters' means [K, D]; `read` gives rows in float64 [n, D]."""
-    generator = torch.Generator().manual_seed(seed)
-    mean = _seeds(read, count, clusters, generator)
-    owner = torch.full((count,), -1)
-    for _ in experiment.progress(range(rounds), f"k-means, {clusters} clusters", "round"):
-        fresh, distances = _nearest(read, count, mean)
-        for cluster in (fresh.bincount(minlength=clusters) == 0).nonzero()[:, 0].tolist():
-            # an empty cluster takes the row that lies worst with its own, from a cluster that can spare it
-            spare = fresh.bincount(minlength=clusters)[fresh] > 1
-            row = int(torch.where(spare, distances, -1.0).argmax())
-            fresh[row], distances[row] = cluster, 0.0
-        settled = bool((fresh == owner).all())
-        owner = fresh
+def kmeans(
+    read: Reader,
+    count: int,
+    clusters: int,
+    seed: int,
+    rounds: int,
+    folder: Path | None = None,
+    key: dict[str, Any] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cluster of each row [N] and the clusters' means [K, D]; `read` gives rows in float64 [n, D].
+
+    folder, key: as those of `fit`.
+    """
+    done, owner, mean = _rounds_done(folder, key)
+    if mean is None:
+        mean = _seeds(read, count, clusters, torch.Generator().manual_seed(seed))
+        owner = torch.full((count,), -1)
+    saved = time.monotonic()
+    for number in experiment.progress(range(done, rounds), f"k-means, {clusters} clusters", "round"):
+        fresh = _assigned(read, count, mean)
+        settled, owner = bool((fresh == owner).all()), fresh
         if settled:
             break
         mean = _means(read, count, owner, clusters)
+        if folder and time.monotonic() - saved >= passes.EVERY:
+            _keep_round(folder, key, number + 1, owner, mean)
+            saved = time.monotonic()
+    if folder and done < rounds:
+        _keep_round(folder, key, rounds, owner, mean)
     return owner, mean
+
+
+def _rounds_done(
+    folder: Path | None, key: dict[str, Any] | None
+) -> tuple[int, torch.Tensor | None, torch.Tensor | None]:
+    """Rounds of k-means that a killed fit has done, its clusters and means; all rounds if it had settled."""
+    done, path = passes.last(folder, "kmeans")
+    if path is None:
+        return 0, None, None
+    held, meta = arrays.read_folder(path, KIND, f"remove {folder}")
+    passes.check_key(folder, meta, key)
+    return done, *(torch.from_numpy(np.array(held[name])) for name in ("owner", "mean"))
+
+
+def _keep_round(folder: Path, key: dict[str, Any] | None, number: int, owner: torch.Tensor, mean: torch.Tensor) -> None:
+    """Leave a round of k-means."""
+    content = {"owner": owner.numpy(), "mean": mean.numpy()}
+    passes.keep(folder, "kmeans", number, lambda path: arrays.write_folder(path, KIND, content, key=key))
+
+
+def _assigned(read: Reader, count: int, mean: torch.Tensor) -> torch.Tensor:
+    """The cluster of each row [N], none of them empty."""
+    owner, distances = _nearest(read, count, mean)
+    for cluster in (owner.bincount(minlength=len(mean)) == 0).nonzero()[:, 0].tolist():
+        # an empty cluster takes the row that lies worst with its own, from a cluster that can spare it
+        spare = owner.bincount(minlength=len(mean))[owner] > 1
+        row = int(torch.where(spare, distances, -1.0).argmax())
+        owner[row], distances[row] = cluster, 0.0
+    return owner
 
 
 def _seeds(read: Reader, count: int, clusters: int, generator: torch.Generator) -> torch.Tensor:
@@ -156,60 +209,100 @@ def _of_clusters(
     rank: int | None,
     floor: float,
     shared: bool,
-    meta: dict,
-) -> Mixture:
-    """The mixture of the Gaussians of clusters; one covariance in memory at a time."""
-    read, clusters = _reader(images), len(mean)
-    counts = owner.bincount(minlength=clusters)
+    folder: Path | None,
+    key: dict[str, Any],
+) -> list[Gaussian]:
+    """The Gaussians of clusters; one covariance in memory at a time."""
+
+    def component(cluster: int) -> Gaussian:
+        rows = (owner == cluster).nonzero()[:, 0].numpy()
+        kept = folder and folder / f"component-{cluster}"
+        return once(kept, key, lambda parts: _raised(of_rows(images, rows, parts), rank, floor))
+
+    def pooled(parts: Path | None) -> Gaussian:
+        within = of_rows(images, None, parts)
+        within.second -= (mean.T * owner.bincount(minlength=len(mean))) @ mean
+        within.total.zero_()
+        return _raised(within, rank, floor)
+
     if shared:
-        pooled = Moments(mean.shape[1])
-        for start in range(0, len(images), BATCH):
-            rows = slice(start, min(start + BATCH, len(images)))
-            pooled.update(read(rows) - mean[owner[rows]])
-        base = _raised(pooled, rank, floor)
-        components = [base.moved(centre) for centre in mean]
-    else:
-        components = []
-        for cluster in experiment.progress(range(clusters), "covariances", "component"):
-            moments = Moments(mean.shape[1])
-            for rows in (owner == cluster).nonzero()[:, 0].split(BATCH):
-                moments.update(read(rows))
-            components.append(_raised(moments, rank, floor))
-    meta = {**meta, "rank": rank, "shared": shared, "floor": floor, "count": len(images)}
-    return Mixture(counts.double() / len(images), components, meta)
+        base = once(folder and folder / "component-shared", key, pooled)
+        return [base.moved(centre) for centre in mean]
+    return [component(cluster) for cluster in experiment.progress(range(len(mean)), "covariances", "component")]
 
 
 def _raised(moments: Moments, rank: int | None, floor: float) -> Gaussian:
     """The Gaussian of these moments with `floor` added to every variance; a single image is a ball around it."""
     if moments.count < 2:
         return Gaussian(moments.mean, moments.total.new_zeros(moments.dimension, 0), torch.zeros(0), floor)
-    found = Gaussian.fit(moments, rank, spread=rank is not None)
+    found = Gaussian.fit(moments, rank, spread=rank is not None, spend=True)
     return Gaussian(found.mu, found.U, found.lambdas + floor, found.rest + floor)
 
 
 def _em(
-    images: np.ndarray, components: int, rank: int | None, seed: int, shared: bool, floor: float, rounds: int
-) -> Mixture:
-    """Full covariances within the leading principal components, by EM from k-means there."""
-    whole = Moments(int(np.prod(images.shape[1:])))
-    for start in range(0, len(images), BATCH):
-        whole.update(images[start : start + BATCH])
-    space = Gaussian.fit(whole, rank, spread=True)
+    images: np.ndarray,
+    components: int,
+    rank: int | None,
+    seed: int,
+    shared: bool,
+    floor: float,
+    rounds: int,
+    folder: Path | None,
+    key: dict[str, Any],
+) -> tuple[torch.Tensor, list[Gaussian]]:
+    """Weights and components with full covariances within the leading principal components, by EM from k-means there."""
+    space = once(
+        folder and folder / "space",
+        key,
+        lambda parts: Gaussian.fit(of_rows(images, None, parts), rank, spread=True, spend=True),
+    )
     if not space.rank:
         raise ValueError(f"the {len(images)} images do not differ: a mixture has nothing to find in them")
-    read = _reader(images)
-    starts = range(0, len(images), BATCH)
+    inner = ranks.first_makes(lambda: _climbed(images, space, components, seed, shared, floor, rounds, folder, key))
+    return inner.weights, _lifted(inner, space, floor)
+
+
+def _climbed(
+    images: np.ndarray,
+    space: Gaussian,
+    components: int,
+    seed: int,
+    shared: bool,
+    floor: float,
+    rounds: int,
+    folder: Path | None,
+    key: dict[str, Any],
+) -> Mixture:
+    """The mixture within the subspace that EM ends at."""
+    done, path = passes.last(folder, "em")
+    inner, reached = None, -torch.inf
+    if path:
+        inner = Mixture.load(path, f"remove {folder}")
+        passes.check_key(folder, inner.meta, key)
+        reached = inner.meta["reached"]
+        if done == rounds:
+            return inner
+    read, starts = _reader(images), range(0, len(images), BATCH)
     rows = torch.cat([(read(slice(start, start + BATCH)) - space.mu) @ space.U for start in starts])
-    owner, _ = kmeans(rows.__getitem__, len(rows), components, seed, ROUNDS)
-    shares = torch.nn.functional.one_hot(owner, components).double()
-    inner, reached = _maximised(rows, shares, shared, floor), -torch.inf
-    for _ in experiment.progress(range(rounds), f"EM, {components} components", "round"):
+    if inner is None:
+        owner, _ = kmeans(rows.__getitem__, len(rows), components, seed, ROUNDS, folder, key)
+        inner = _maximised(rows, torch.nn.functional.one_hot(owner, components).double(), shared, floor)
+    saved = time.monotonic()
+
+    def keep(number: int) -> None:
+        passes.keep(folder, "em", number, lambda path: inner.save(path, key=key, reached=reached))
+
+    for number in experiment.progress(range(done, rounds), f"EM, {components} components", "round"):
         shares, likelihood = _expected(inner, rows)
         if likelihood - reached < SETTLED * space.rank:
             break
         reached, inner = likelihood, _maximised(rows, shares, shared, floor)
-    meta = {"method": "em", "seed": seed, "rank": rank, "shared": shared, "floor": floor, "count": len(images)}
-    return Mixture(inner.weights, _lifted(inner, space, floor), meta)
+        if folder and time.monotonic() - saved >= passes.EVERY:
+            keep(number + 1)
+            saved = time.monotonic()
+    if folder:
+        keep(rounds)
+    return inner
 
 
 def _expected(inner: Mixture, rows: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -239,8 +332,8 @@ def _maximised(rows: torch.Tensor, shares: torch.Tensor, shared: bool, floor: fl
 
 def _dense(mean: torch.Tensor, covariance: torch.Tensor, floor: float) -> Gaussian:
     """The Gaussian with this covariance [R, R], raised by `floor`."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return Gaussian(mean, vectors.flip(1).contiguous(), values.flip(0).clamp(min=0) + floor)
+    values, vectors = eigen(covariance)
+    return Gaussian(mean, vectors, values.clamp(min=0) + floor)
 
 
 def _lifted(inner: Mixture, space: Gaussian, floor: float) -> list[Gaussian]:

@@ -3,9 +3,9 @@
 DATASET is a prepared data set in any spelling, KIND says what to keep (gaussian: mean, eigenvectors and eigenvalues of
 the covariance; isotropic: mean and one variance; mixture: several Gaussians, see clusters.py), DIR is the folder to write.
 Statistics are kept for uint8 pixels, so that one folder serves every run on the data. What is there already for the same
-options is kept; anything else is refused. A killed command goes on where it was when it is given again (a mixture starts
-again). Ranks share the images; sums are exact, so the statistics are those of one rank, except that a covariance that
-does not fit in --memory is decomposed at --rank from streams over the images, in float32.
+options is kept; anything else is refused. A killed command goes on where it was when it is given again. Ranks share the
+images; sums are exact, so the statistics are those of one rank, except that a covariance that does not fit in --memory is
+decomposed at --rank from streams over the images, in float32.
 
   python linear_structure/get_parameters.py CIFAR10 gaussian gaussian_params
   python linear_structure/get_parameters.py CIFAR10 gaussian class_params --class-conditional class --rank 500
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import arrays, data, moments, passes, ranks
+from diffusion_model import arrays, data, moments, ranks
 from diffusion_model.experiment import AtLeast, Parser, UsageError, launch
 from linear_structure import clusters, decompose, low_rank
 from linear_structure.gaussian import CUT_OFF, UNIT, Gaussian
@@ -195,10 +195,13 @@ def of_classes(args: Any, wanted: dict, held: None, split: data.Split, start: fl
             f"{split.name}/{split.split} has fewer than 2 images of these classes of {args.class_conditional} "
             f"(images): {', '.join(few)}; a Gaussian needs 2, so take another attribute or split"
         )
-    components = []
-    for label in range(classes):
+
+    def component(label: int) -> Gaussian:
+        rows = np.flatnonzero(labels == label)
         kept = args.folder / UNFINISHED / f"class-{label}"
-        components.append(of_class(args, wanted | {"class": label}, split, np.flatnonzero(labels == label), kept))
+        return clusters.once(kept, wanted, lambda parts: one(args, wanted, None, split, parts, rows)[0])
+
+    components = [component(label) for label in range(classes)]
     if ranks.first():
         form = ClassConditional(Mixture(torch.from_numpy(counts / counts.sum()), components))
         form.save(args.folder, **wanted, values="uint8 pixels", count=len(split))
@@ -211,32 +214,18 @@ def of_classes(args: Any, wanted: dict, held: None, split: data.Split, start: fl
         )
 
 
-def of_class(args: Any, wanted: dict, split: data.Split, rows: np.ndarray, kept: Path) -> Gaussian:
-    """The Gaussian of one class, kept in its own folder until all are there."""
-    if ranks.from_first(arrays.is_finished(kept)):
-        found = Gaussian.load(kept, f"remove {kept.parent}")
-        if any(found.meta.get(name) != value for name, value in wanted.items()):
-            raise ValueError(f"{kept.parent} is of a fit with other options: remove it or give another folder")
-        return found
-    parts = kept.with_name(f"parts-{wanted['class']}")
-    found, _ = one(args, wanted, None, split, parts, rows)
-    if ranks.first():
-        found.save(kept, **wanted)
-        passes.forget(parts)
-    ranks.barrier()
-    return found
-
-
 def mixture(args: Any, wanted: dict, held: None, split: data.Split, start: float) -> None:
-    """A mixture, by the first rank alone."""
-    if not ranks.first():
-        return
+    """A mixture, by all ranks."""
     need = decompose.bytes_in_full(int(np.prod(split.shape))) / 2**30
     if need > args.memory:
         raise ValueError(f"a mixture of {list(split.shape)} images takes {need:.3g} GiB, --memory is {args.memory:g}")
-    found = clusters.fit(split.images, args.components, args.rank, args.seed, args.method)
+    kept = args.folder / UNFINISHED
+    found = clusters.fit(split.images, args.components, args.rank, args.seed, args.method, folder=kept, key=wanted)
+    if not ranks.first():
+        return
     shares = ", ".join(f"{share:.1%}" for share in sorted(found.weights.tolist(), reverse=True)[:5])
     found.save(args.folder, **wanted, values="uint8 pixels")
+    shutil.rmtree(kept, ignore_errors=True)
     print(
         f"{args.folder}: mixture of {len(found)} gaussians of {len(split):,} {split.name}/{split.split} images, weights from "
         f"{shares}, {time.monotonic() - start:.1f} s"

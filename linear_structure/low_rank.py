@@ -16,7 +16,6 @@ Every stream is shared by ranks and resumed (diffusion_model/passes.py).
 Dimensions: N images, D = C*H*W, K directions tried, R rank.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,18 +133,15 @@ def _agreed(basis: torch.Tensor) -> torch.Tensor:
 
 def _resume(folder: Path | None, key: dict[str, Any], dimension: int, width: int) -> tuple[int, torch.Tensor]:
     """Steps that are done and their basis; else none, and a random one. All ranks call it."""
-    found = [path for path in folder.glob("basis-*") if arrays.is_finished(path)] if folder else []
-    path = ranks.from_first(str(max(found, key=_step)) if found else None)
+    steps, path = passes.last(folder, "basis")
+    steps, path = ranks.from_first([steps, path and str(path)])
     if path is None:
         generator = torch.Generator().manual_seed(0)
         return 0, torch.randn(dimension, width, generator=generator)
     content, meta = arrays.read_folder(Path(path), KIND, f"remove {folder}")
-    if meta.get("key") != key:
-        raise ValueError(
-            f"{folder} holds an unfinished fit of other images or options: remove it or give another folder"
-        )
-    ranks.say(f"going on from {path}: {meta['steps']} of {STEPS + 2} steps are done")
-    return meta["steps"], torch.from_numpy(np.array(content["basis"]))
+    passes.check_key(folder, meta, key)
+    ranks.say(f"going on from {path}: {steps} of {STEPS + 2} steps are done")
+    return steps, torch.from_numpy(np.array(content["basis"]))
 
 
 def _keep(folder: Path | None, key: dict[str, Any], basis: torch.Tensor, steps: int) -> None:
@@ -153,14 +149,7 @@ def _keep(folder: Path | None, key: dict[str, Any], basis: torch.Tensor, steps: 
     if folder is None:
         return
     if ranks.first():
-        arrays.write_folder(folder / f"basis-{steps}", KIND, {"basis": basis.numpy()}, key=key, steps=steps)
-        for path in folder.glob("basis-*"):
-            if _step(path) < steps:
-                shutil.rmtree(path)
+        content = {"basis": basis.numpy()}
+        passes.keep(folder, "basis", steps, lambda path: arrays.write_folder(path, KIND, content, key=key))
         passes.forget(folder / f"step-{steps}-of-{STEPS + 2}")
     ranks.barrier()
-
-
-def _step(path: Path) -> int:
-    """The number at the end of a folder's name."""
-    return int(path.name.rpartition("-")[2])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_model import arrays, passes
 from diffusion_model.moments import Moments
 from linear_structure import clusters
-from linear_structure.clusters import fit, fit_classes
+from linear_structure.clusters import fit
 from linear_structure.gaussian import Gaussian
 
 SHAPE = (1, 3, 4)
@@ -125,16 +126,37 @@ def test_a_shared_covariance_is_the_pooled_one(method: str) -> None:
     assert torch.allclose(covariance_of(mixture.components[0]), within * share + 0.5 * torch.eye(D).double(), atol=1e-6)
 
 
-def test_classes_are_the_gaussians_of_their_images() -> None:
-    images, groups = three(apart=0.2)
-    form = fit_classes(images, groups.numpy(), 3, floor=0.5)
-    whole = torch.from_numpy(images).double().flatten(1)
-    for label, part in enumerate(form.mixture.components):
-        assert torch.allclose(
-            covariance_of(part), whole[groups == label].T.cov() + 0.5 * torch.eye(D).double(), atol=1e-8
-        )
-    alone = fit_classes(images, 0 * groups.numpy(), 1, floor=0.5).mixture.components[0]
-    assert torch.allclose(alone.mu, whole.mean(0))
+class Killed(Exception):
+    """The end of a process."""
+
+
+@pytest.mark.parametrize("method", clusters.METHODS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_killed_fit_goes_on_bit_for_bit(method: str, shared: bool, tmp_path, monkeypatch) -> None:
+    images, _ = three(apart=0.2)
+    options = {"rank": 4, "method": method, "shared": shared, "floor": 0.5, "rounds": 6}
+    monkeypatch.setattr(clusters, "SETTLED", 0.0)
+    whole = fit(images, 4, **options)
+    monkeypatch.setattr(passes, "EVERY", 0.0)
+    real = arrays.write_json
+    for kill in (2, 1, 2, 1, 1):  # states left until the kill
+        left = iter(range(kill))
+
+        def write(*given: object, left=left) -> None:
+            if next(left, None) is None:
+                raise Killed
+            real(*given)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(arrays, "write_json", write)
+            fit(images, 4, folder=tmp_path / "fit", key={"data": "a"}, **options)
+    with pytest.raises(ValueError, match="unfinished fit of other images or options"):
+        fit(images, 4, folder=tmp_path / "fit", key={"data": "b"}, **options)
+    found = fit(images, 4, folder=tmp_path / "fit", key={"data": "a"}, **options)
+    assert torch.equal(found.weights, whole.weights)
+    for one, other in zip(found.components, whole.components, strict=True):
+        for name in ("mu", "U", "lambdas", "variance"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_clusters_smaller_than_the_image_and_single_images_are_components() -> None:
@@ -147,7 +169,7 @@ def test_clusters_smaller_than_the_image_and_single_images_are_components() -> N
 
 
 def test_bad_input_is_a_sentence() -> None:
-    images, groups = three(30)
+    images, _ = three(30)
     with pytest.raises(ValueError, match="31 components for 30 images"):
         fit(images, 31)
     with pytest.raises(ValueError, match="method 'ward': expected one of kmeans, em"):
@@ -158,9 +180,5 @@ def test_bad_input_is_a_sentence() -> None:
         fit(images[[0, 0, 1, 1]], 3)
     with pytest.raises(ValueError, match="do not differ"):
         fit(images[[0, 0, 0]], 2, method="em")
-    with pytest.raises(ValueError, match=r"classes \[3\] have no images"):
-        fit_classes(images, groups.numpy(), 4)
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        fit_classes(images, groups.numpy(), 2)
     with pytest.raises(ValueError, match="uint8"):
         fit(images.astype(float), 2)
