@@ -245,7 +245,8 @@ def finish(args: Any, found: Gaussian, wanted: dict[str, Any], start: float) -> 
         kept = f"rank {found.rank} of {found.dimension}, {float(share):.2%} of the variance"
         left = max(0.0, trace - float(found.lambdas.sum())) / UNIT
         kept += f" ({left:.3g} of {trace / UNIT:.3g} left out, on [-1, 1])"
-        kept += f", first directions {', '.join(f'{float(value) / trace:.1%}' for value in found.lambdas[:3])}"
+        first = ", ".join(f"{float(value) / trace:.1%}" for value in found.lambdas[:3])
+        kept += f", first directions {first}" if first else ": the images do not differ"
     print(
         f"{args.folder}: {args.kind} of {count:,} {wanted['dataset']}/{wanted['split']} images, {kept}, "
         f"{time.monotonic() - start:.1f} s"

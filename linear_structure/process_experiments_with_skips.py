@@ -32,7 +32,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument(
         "--margin", type=Margin(0.0), default=0.01, help="relative increase that is accepted, or spread"
     )
-    parser.add_argument("--blocks", type=int, default=20, help="blocks of seeds for the intervals")
+    parser.add_argument("--blocks", type=experiment.AtLeast(2), default=20, help="blocks of seeds for the intervals")
     parser.add_argument("--pdf", action="store_true", help="also write the figures as PDF")
     return parser
 

@@ -141,11 +141,12 @@ def plan(
     for sampler, counts in chosen.items():
         for steps in counts:
             wanted = [skip for skip in skips or () if given or skip < steps]
-            for skip in (*wanted, *(other or ())):
-                if not 0 <= skip <= steps - 1:
-                    raise experiment.UsageError(
-                        f"--skips {skip}: a solver of {steps} steps can skip from 0 to {steps - 1}"
-                    )
+            for option, skips_given in (("--skips", wanted), ("--other-skips", other or ())):
+                for skip in skips_given:
+                    if not 0 <= skip <= steps - 1:
+                        raise experiment.UsageError(
+                            f"{option} {skip}: a solver of {steps} steps can skip from 0 to {steps - 1}"
+                        )
             cells.append(Cell(sampler, steps))
             for kind in kinds:
                 of_kind = wanted if kind == "gaussian" or other is None else other

@@ -199,6 +199,23 @@ def test_few_images_are_said(dots, tmp_path, capsys) -> None:
     assert Gaussian.load(tmp_path / "g").rank == 47
 
 
+def test_images_that_do_not_differ_and_numbers_that_are_none(tmp_path, capsys) -> None:
+    alike, root = np.full((20, 3, 4, 4), 7, np.uint8), tmp_path / "data"
+    np.savez(tmp_path / "alike.npz", images=alike, labels=np.zeros((20, 1), np.int64))
+    data.prepare("alike", root, tmp_path / "alike.npz")
+    for name, options in {"a": [], "b": ["--rank", 3, "--memory", 1e-6]}.items():
+        assert run("alike", "gaussian", tmp_path / name, *options) == 0
+        assert "the images do not differ" in capsys.readouterr().out
+        found = Gaussian.load(tmp_path / name)
+        assert found.rank == 0 and torch.equal(found.denoise(torch.zeros(1, 48), 1.0)[0], torch.full((48,), 7.0))
+    for method, text in (("kmeans", "2 clusters for 1 distinct images"), ("em", "the 16 images do not differ")):
+        assert run("alike", "mixture", tmp_path / method, "--components", 2, "--method", method) == 1
+        assert text in capsys.readouterr().err
+    np.savez(tmp_path / "nan.npz", mu=np.full(48, np.nan), sigma=np.eye(48))
+    assert run("alike", "gaussian", tmp_path / "x", "--moments", tmp_path / "nan.npz") == 1
+    assert "holds NaN or infinite values" in capsys.readouterr().err
+
+
 def test_options_that_contradict_each_other(dots, tmp_path, capsys) -> None:
     cases = {
         ("mixture",): "give both or neither",

@@ -413,7 +413,13 @@ def test_mistakes_are_sentences(world, tmp_path, capsys) -> None:
         (sweep_skips.main, (folder, tmp_path / "none"), 1, "get_parameters.py dots gaussian"),
         (sweep_skips.main, (folder, tmp_path / "other"), 1, "has statistics of other, the run was trained on dots"),
         (sweep_skips.main, (drl, tmp_path / "other"), 1, "no unconditional score"),
-        (sweep_skips.main, (folder, params, "--skips", 18), 2, "can skip from 0 to 17"),
+        (
+            sweep_skips.main,
+            (folder, params, "--skips", 18),
+            2,
+            "--skips 18: a solver of 18 steps can skip from 0 to 17",
+        ),
+        (sweep_skips.main, (folder, params, "--other-skips", 19), 2, "--other-skips 19: a solver of 18 steps can skip"),
         (sweep_skips.main, (folder, params, *classifier, "--to-levels", 90), 2, "expected levels above"),
         (sweep_skips.main, (folder, params, "--kinds", "mixture"), 2, "pass its statistics with --mixture DIR"),
         (sweep_skips.main, (folder, params, "--recommend", "--steps", 4, 5), 2, "--recommend finds one number"),
@@ -425,6 +431,7 @@ def test_mistakes_are_sentences(world, tmp_path, capsys) -> None:
         (sweep_skips.main, (folder, params, *classifier, "--level-max", 0.001), 1, "expected 0 < minimum < maximum"),
         (process_experiments_with_skips.main, (folder,), 1, "run `python linear_structure/sweep_skips.py"),
         (process_experiments_with_skips.main, (folder, "--margin", -1), 2, "--margin -1.0: expected at least 0"),
+        (process_experiments_with_skips.main, (folder, "--blocks", 1), 2, "--blocks 1: expected at least 2"),
     ]
     for main, argv, status, text in cases:
         assert run(main, *argv) == status
