@@ -6,7 +6,7 @@ the mixture of its classes: a network without labels knows none. Where images ha
 given can stand beside it. Two more have a diagonal covariance: independent pixels, independent spatial frequencies.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,8 @@ LOOKS = {  # name: (label, colour)
     "diagonal-fourier": ("Gaussian, independent frequencies", "#999933"),
     "delta": ("training images (delta mixture)", figures.COLOURS[6]),
 }
-FURTHER = (2, 3, 5, 7)  # colours of --also, in this order
+FURTHER = {"mixture": 3, "classes": 2, "gaussian": 5}  # the first of its kind that --also adds; then what is left
+SPARE = (*FURTHER.values(), 7)
 LABELLED = "-labelled"  # ends the name of a class-conditional Gaussian at the labels of the images
 
 
@@ -59,7 +60,7 @@ def gather(
     """The closed forms by name, least first; `labelled` adds the class-conditional Gaussians as they are."""
     first = given.protocol["statistics"]
     found = {name: Named(form, *LOOKS[name], first) for name, form in given.forms.items()}
-    for place, folder in enumerate(also):
+    for folder in also:
         form = inputs.load_form(folder, given.record)
         name, label = described(form)
         if name in found:
@@ -67,7 +68,7 @@ def gather(
         if name in found:
             raise experiment.UsageError(f"--also {folder}: a folder of that name and kind is given already")
         whole = form.mixture if isinstance(form, ClassConditional) else form
-        colour = figures.COLOURS[FURTHER[place % len(FURTHER)]]
+        colour = choose_colour(name, [entry.colour for entry in found.values()])
         found[name] = Named(whole, label, colour, inputs.fingerprint(folder))
         if labelled and whole is not form:
             found[name + LABELLED] = found[name]._replace(form=form, label=f"{label}, labels given")
@@ -89,11 +90,17 @@ def described(form: inputs.Form) -> tuple[str, str]:
     return f"mixture-{len(form)}", f"mixture of {len(form)}"
 
 
+def choose_colour(name: str, taken: Collection[str]) -> str:
+    """The colour of a further closed form: its kind's, so that it is the same in every figure, else one that is free."""
+    order = [figures.COLOURS[index] for index in (FURTHER[name.partition("-")[0]], *SPARE)]
+    return next((colour for colour in order if colour not in taken), order[0])
+
+
 def looks(labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Label and colour of closed forms read back from cells, by name; what is labelled has its mixture's colour."""
-    further = sorted({name.removesuffix(LABELLED) for name in labels} - LOOKS.keys())
-    colours = {name: figures.COLOURS[FURTHER[place % len(FURTHER)]] for place, name in enumerate(further)}
-    colours |= {name: colour for name, (_, colour) in LOOKS.items()}
+    colours = {name: colour for name, (_, colour) in LOOKS.items()}
+    for name in sorted({name.removesuffix(LABELLED) for name in labels} - LOOKS.keys()):
+        colours[name] = choose_colour(name, colours.values())
     return {name: (label, colours[name.removesuffix(LABELLED)]) for name, label in labels.items()}
 
 

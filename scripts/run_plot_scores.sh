@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # run_plot_scores.sh [RUN] [PARAMS] [OPTIONS]: the neural score against closed-form ones, over levels; then the figures.
 # Defaults: runs/edm-cifar10 gaussian_params. OPTIONS are those that `python linear_structure/compare_scores.py --help`
-# lists: further closed forms, trajectories, checkpoints. Given again with others, it adds to what is there.
+# lists: further closed forms, trajectories, checkpoints. Given again with others, it adds to what is there. See also
+# compare_flows.py, slice_scores.py and map_mixtures.py beside it.
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     sed -n '2,/^set /{/^# /s///p}' "${BASH_SOURCE[0]}"
