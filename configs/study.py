@@ -69,7 +69,7 @@ def get_config(preset: str) -> ConfigDict:
         {
             "classify": {
                 "heads": ("mlp", "transformer"),
-                "granularity": granularity,
+                "granularity": (granularity,),
                 "learning_rates": rates,
                 "epochs": epochs,
                 "mixing_learning_rates": mixing_rates,

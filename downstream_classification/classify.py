@@ -1,29 +1,42 @@
 """Classify the labels of a data set from stored representations: one classifier a time, and heads that mix all times.
 
-STORE is RUN/trajectories/SOURCE, as representations.py writes it (SOURCE: encoder, untrained or pixels; each holds train/
-and test/). For every attribute and seed, a head of one time (linear, mlp) is fitted at each time of the granularity, and
-a head that mixes (transformer) once on all of them; a store of a single time gets the heads of one time alone. Part of
-the train split is held out; its accuracy alone picks the learning rate and the epoch, for each seed by itself; the test
-split is seen once.
+    python downstream_classification/classify.py runs/drl-synthetic16/trajectories/encoder
+    python downstream_classification/classify.py runs/edm-cifar10/trajectories/block-* --heads linear vote-linear
+    python downstream_classification/classify.py RUN/trajectories/encoder --granularity 1 2 5 7 10 17 25 37 50
+    python downstream_classification/classify.py RUN/trajectories/encoder --labels 100 500 1000
+    python downstream_classification/classify.py RUN/trajectories/encoder --joint --heads transformer
+
+STORE is RUN/trajectories/SOURCE, as representations.py writes it (encoder, untrained, block-NAME, pixels, pca; each holds
+train/ and test/). For every attribute, a head of one time (linear, mlp, transformer-one) is fitted at each time of the
+granularities, and a head that mixes once on all times of each; a store of a single time gets the heads of one time alone.
+All learning rates, seeds and times of a head are fitted together. --joint fits several attributes at once: by binary
+cross-entropy where all of them are there or not, else by the sum of their cross-entropies.
+
+Part of the train split is held out, every class in proportion; its accuracy alone picks the epoch of each fit and the
+learning rate: that of the best mean over the seeds, when tabulate.py reads the cells. --labels n leaves n labelled images
+in all, of which the same part is held out; the subsets of a seed are nested. The test split is seen once, at the end.
 
 Heads that mix cost several times as much; --mixing-learning-rates, --mixing-epochs and --mixing-seeds set their own.
+--hide, --keep and --hide-cls fit heads that mix anew without some of what they see.
 
 The features of every source are standardised by the mean and deviation of the images trained on, unless
 --no-standardise is given: an untrained encoder's or raw pixels' features differ in scale from a trained encoder's, and
 with equal learning rates a comparison would measure that scale. The published protocol does not standardise.
 
 Written: RUN/classify/source=S/attribute=A/head=H/times=T/seed=K.json, T being a time or `all10` for all times of
-granularity 10; and RUN/attention/source=S/attribute=A/seed=K/, the attention of the mixing head over the times for each
-test image, of the granularity that was fitted last. Running the command again fills what is missing.
+granularity 10, with fields labels, joint, hidden, kept and cls in the path where they are asked for: validation and test
+accuracy of every learning rate with its hits on the test images, and those of the rate that this seed alone would choose.
+RUN/splits/CHECKSUM/: the rows trained on and held out, by the checksum that the cells name. And
+RUN/attention/source=S/attribute=A/seed=K/: the attention of the transformer over the times for each test image, at
+granularity 10 or, where that is not asked for, the largest. Running the command again fills what is missing. Cells of an
+earlier version are read by tabulate.py as they are; to make them anew, remove RUN/classify.
 """
 
 import argparse
 import itertools
-import json
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +45,53 @@ import torch
 
 from diffusion_model import arrays, experiment, results, trajectories
 from diffusion_model.experiment import AtLeast
-from downstream_classification import fitting
+from downstream_classification import accuracies, fitting, plans
 from downstream_classification.mixing import HEADS
+from downstream_classification.plans import Group, Hiding
+from downstream_classification.stores import Store, Target
 
 RATES = [1e-3, 7.5e-4, 5e-4, 2.5e-4, 1e-4, 5e-5]  # From Points to Functions, section 4
 ATTENDING = "transformer"  # the head whose attention is stored
+ATTENDED = 10  # the granularity whose attention is stored
+SELECTION = "epoch by each fit's validation accuracy; learning rate by its mean over the seeds"
 
 
 def parser() -> experiment.Parser:
     """The command line."""
     options = experiment.Parser(__doc__, prog="classify.py")
-    options.add_argument("store", type=Path, metavar="STORE", help="RUN/trajectories/SOURCE")
-    options.add_argument("--heads", nargs="+", choices=HEADS, default=["mlp", "transformer"], help="heads to fit")
+    options.add_argument("stores", type=Path, nargs="+", metavar="STORE", help="RUN/trajectories/SOURCE")
+    options.add_argument("--heads", nargs="+", choices=HEADS, default=["mlp", "gru", "transformer"], help="heads to fit")  # fmt: skip
     options.add_argument("--attributes", nargs="+", metavar="A", help="label columns (default: all of the store)")
-    options.add_argument("--granularity", type=AtLeast(1), default=10, help="k: the times i/k for i = 0..k")
+    options.add_argument("--joint", action="store_true", help="fit the attributes at once (default: one by one)")
+    options.add_argument(
+        "--labels",
+        nargs="+",
+        type=AtLeast(2),
+        metavar="N",
+        help="labelled images, those held out included (default: all)",
+    )
+    options.add_argument(
+        "--granularity",
+        nargs="+",
+        type=AtLeast(1),
+        default=[10],
+        metavar="K",
+        help="times i/k for i = 0..k; of 1: t = 0.5",
+    )
     options.add_argument("--times", nargs="+", type=float, metavar="T", help="for heads of one time (default: all i/k)")  # fmt: skip
+    options.add_argument("--hide", nargs="+", type=float, metavar="T", help="times hidden from heads that mix")
+    options.add_argument("--keep", type=float, metavar="T", help="the only time that heads which mix may see")
+    options.add_argument("--hide-cls", action="store_true", help="hide the CLS token's own key from the transformer")
     options.add_argument("--learning-rates", nargs="+", type=float, default=RATES, metavar="LR", help="candidates")
     options.add_argument("--epochs", type=AtLeast(1), default=100, help="epochs of every fit")
     options.add_argument("--mixing-learning-rates", nargs="+", type=float, metavar="LR", help="of heads that mix")  # fmt: skip
-    options.add_argument(
-        "--mixing-epochs", type=AtLeast(1), metavar="N", help="of heads that mix (default: as the others)"
-    )
+    options.add_argument("--mixing-epochs", type=AtLeast(1), metavar="N", help="of heads that mix (default: as the others)")  # fmt: skip
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="K", help="of split, weights and order")  # fmt: skip
     options.add_argument("--mixing-seeds", nargs="+", type=int, metavar="K", help="of heads that mix (default: as the others)")  # fmt: skip
     options.add_argument("--validation-fraction", type=float, default=0.1, help="part of the train split held out")
     options.add_argument("--batch", type=AtLeast(1), default=256, help="images a step")
-    options.add_argument("--dropout", type=float, default=0.25, help="of every head but linear")
-    options.add_argument("--mlp-width", type=AtLeast(1), default=512, help="hidden units of the mlp")
+    options.add_argument("--dropout", type=float, default=0.25, help="of every head but linear ones")
+    options.add_argument("--mlp-width", type=AtLeast(1), default=512, help="hidden units of mlp heads")
     options.add_argument("--gru-width", type=AtLeast(1), default=256, help="width of the gru's state")
     options.add_argument("--transformer-width", type=AtLeast(1), default=256, help="width of the transformer's tokens")
     options.add_argument(
@@ -70,98 +103,39 @@ def parser() -> experiment.Parser:
         default=True,
         help="features (on unless --no-standardise)",
     )
-    options.add_argument("--precision", choices=fitting.PRECISIONS, default="auto", help="auto: bfloat16 if the device has it")  # fmt: skip
-    options.add_argument("--memory", type=AtLeast(1), metavar="MIB", help="of the fits that run together")
+    options.add_argument(
+        "--precision",
+        choices=fitting.PRECISIONS,
+        default="auto",
+        help="of products; auto: bfloat16 where the processor has it",
+    )
+    options.add_argument("--memory", type=AtLeast(1), metavar="MIB", help="of the fits that run together (default: chosen)")  # fmt: skip
     options.add_device()
     return options
 
 
-@dataclass(frozen=True)
-class Group:
-    """Fits that are tested together: a head, an attribute and a seed on some times; `cells` are their keys, one a view."""
-
-    head: str
-    attribute: str
-    seed: int
-    times: list[float]
-    cells: list[dict[str, Any]]
-
-
-class Store:
-    """Both splits of RUN/trajectories/SOURCE, checked against each other."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder).absolute()
-        if self.folder.parent.name != "trajectories":
-            inside = sorted(entry.name for entry in (self.folder / "trajectories").glob("*/"))
-            there = f"; its stores: {', '.join(inside)}" if inside else ""
-            raise experiment.UsageError(f"{folder} is no store: expected RUN/trajectories/SOURCE{there}")
-        self.source, self.run = self.folder.name, self.folder.parent.parent
-        self.train = trajectories.Trajectories(self.folder / "train")
-        self.test = trajectories.Trajectories(self.folder / "test")
-        for what in ("attributes", "dimension", "times"):
-            ours, theirs = getattr(self.train, what), getattr(self.test, what)
-            if ours != theirs:
-                raise ValueError(
-                    f"{folder}: train and test differ in {what} ({ours} and {theirs}): {trajectories.REMEDY}"
-                )
-
-    def labels(self, attribute: str) -> tuple[np.ndarray, np.ndarray, int]:
-        """Train and test labels of one attribute and its number of classes; what cannot be classified is a ValueError."""
-        train, test = (np.array(split.label(attribute)) for split in (self.train, self.test))
-        classes = self.train.attributes[attribute]
-        for split, labels in (("train", train), ("test", test)):
-            if len(labels) == 0:
-                raise ValueError(f"{self.folder}/{split} holds no images: {trajectories.REMEDY}")
-            if labels.min() < 0 or labels.max() >= classes:
-                raise ValueError(
-                    f"{self.folder}/{split}: labels of {attribute!r} run from {labels.min()} to {labels.max()}, expected "
-                    f"0 to {classes - 1}: prepare the data set again"
-                )
-        if len(np.unique(train)) < 2:
-            raise ValueError(f"{attribute!r} has one class only in {self.folder}/train: there is nothing to classify")
-        if len(train) < classes:
-            raise ValueError(
-                f"{self.folder}/train holds {len(train)} images, fewer than the {classes} classes of {attribute!r}: "
-                "use more images"
-            )
-        return train, test, classes
-
-    def fingerprint(self, times: Sequence[float]) -> str:
-        """Checksum of everything a fit at these times reads."""
-        read = [
-            [split.meta["labels"]["crc32"], *(split.meta["stored"][f"{time:.8f}"]["crc32"] for time in times)]
-            for split in (self.train, self.test)
-        ]
-        return f"{zlib.crc32(json.dumps(read).encode()):08x}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fit what is missing; 1 if a fit failed."""
+    """Fit what is missing of every store; 1 if a fit failed."""
     args = parser().parse_args(argv)
     check(args)
-    store = Store(args.store)
-    attributes = args.attributes or list(store.train.attributes)
-    if not attributes:
-        raise ValueError(f"{args.store} has no label columns: there is nothing to classify")
-    for attribute in attributes:
-        store.labels(attribute)
     device = experiment.choose_device(args.device)
-
-    groups = plan(args, store, attributes)
-    pending = [group for group in groups if not all(is_done(args, store, group, key) for key in group.cells)]
-    cells = sum(len(group.cells) for group in groups)
-    print(f"classify {store.source}: {len(groups)} groups of fits for {cells} cells, {len(pending)} groups to do")
-    if pending:
-        rounds = fit_all(args, store, pending, device)
-        epochs = sum(schedule(args, group.head)[1] for group in pending)
-        for _ in experiment.progress(rounds, f"classify {store.source}", "epochs", epochs):
-            pass
-    return report(store, groups)
+    planned = [(store, list(plan(args, store))) for store in map(Store, args.stores)]
+    status = 0
+    for store, groups in planned:
+        pending = [part for group in groups if (part := missing(args, store, group)).seeds]
+        cells = sum(1 for group in groups for seed in group.seeds for _ in group.cells(seed))
+        print(f"classify {store.source}: {len(groups)} groups of fits for {cells} cells, {len(pending)} groups to do")
+        if pending:
+            rounds = fit_all(args, store, pending, device)
+            epochs = sum(schedule(args, group.head)[1] for group in pending)
+            for _ in experiment.progress(rounds, f"classify {store.source}", "epochs", epochs):
+                pass
+        status |= report(store, groups)
+    return status
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse values out of range."""
+    """Refuse values out of range, and options that exclude each other."""
     if not 0 < args.validation_fraction < 1:
         raise experiment.UsageError(f"--validation-fraction {args.validation_fraction:g}: expected between 0 and 1")
     if not 0 <= args.dropout < 1:
@@ -171,32 +145,54 @@ def check(args: argparse.Namespace) -> None:
             raise experiment.UsageError(f"--{name.replace('_', '-')} {min(getattr(args, name)):g}: expected above 0")
     if args.transformer_width % 4:
         raise experiment.UsageError(f"--transformer-width {args.transformer_width}: expected a multiple of its 4 heads")
+    if args.hide and args.keep is not None:
+        raise experiment.UsageError("--hide and --keep exclude each other: --keep hides every other time")
+    for name in ("seeds", "mixing_seeds", "granularity", "labels"):
+        values = getattr(args, name)
+        setattr(args, name, list(dict.fromkeys(values)) if values else values)
 
 
-def plan(args: argparse.Namespace, store: Store, attributes: Sequence[str]) -> list[Group]:
-    """Every group of fits asked for; a time that is not stored is a ValueError that lists those that are."""
-    if len(store.train.times) == 1:
-        mixed, single = [], args.times or store.train.times
-        left_out = [head for head in args.heads if HEADS[head].mixes]
-        if left_out:
-            print(f"{store.source} has one time only: nothing to mix, {', '.join(left_out)} left out")
-    else:
-        mixed = trajectories.grid(args.granularity)
-        single = args.times or mixed
-    mixed, single = ([store.train.nearest(time) for time in times] for times in (mixed, single))
-    groups = []
-    seeds = list(dict.fromkeys([*args.seeds, *(args.mixing_seeds or [])]))
-    for seed, attribute, head in itertools.product(seeds, attributes, args.heads):
-        if seed not in ((HEADS[head].mixes and args.mixing_seeds) or args.seeds):
-            continue
-        fixed = {"source": store.source, "attribute": attribute, "head": head}
-        if not HEADS[head].mixes:
-            cells = [{**fixed, "times": time, "seed": seed} for time in single]
-            groups.append(Group(head, attribute, seed, single, cells))
-        elif mixed:
-            cells = [{**fixed, "times": f"all{args.granularity}", "seed": seed}]
-            groups.append(Group(head, attribute, seed, mixed, cells))
-    return groups
+def plan(args: argparse.Namespace, store: Store) -> Iterator[Group]:
+    """Every group of fits asked for of a store; a time that is not stored is a ValueError that lists those that are."""
+    hiding = Hiding(tuple(sorted(set(args.hide or ()))), args.keep, args.hide_cls)
+    timeless = len(store.train.times) == 1
+    heads = [
+        head for head in args.heads if plans.means_something(head, hiding) and not (timeless and HEADS[head].mixes)
+    ]
+    left_out = ", ".join(head for head in args.heads if head not in heads)
+    if left_out:
+        why = "has one time only: nothing to mix" if timeless else "what is hidden changes nothing for them"
+        print(
+            f"{store.source} {why}, {left_out} left out" if timeless else f"{store.source}: {left_out} left out, {why}"
+        )
+    single = args.times or (store.train.times if timeless else trajectories.union(args.granularity))
+    single = [store.train.nearest(time) for time in single]
+    for target, labels, head in itertools.product(store.targets(args.attributes, args.joint), args.labels or [None], heads):  # fmt: skip
+        check_labels(args, target, labels)
+        rates, _ = schedule(args, head)
+        if HEADS[head].mixes:
+            seeds = args.mixing_seeds or args.seeds
+            yield from plans.mixing_groups(store, head, target, args.granularity, labels, hiding, seeds)
+        else:
+            yield from plans.single_groups(store, head, target, single, labels, args.seeds, len(rates))
+
+
+def check_labels(args: argparse.Namespace, target: Target, labels: int | None) -> None:
+    """Refuse numbers of labels that the train split does not have, or that leave a class or a part without images."""
+    if labels is None:
+        return
+    if labels > len(target.train):
+        raise experiment.UsageError(
+            f"--labels {labels}: the store has {len(target.train)} labelled images to train with"
+        )
+    if labels < max(target.classes):
+        name = target.attributes[target.classes.index(max(target.classes))]
+        raise experiment.UsageError(f"--labels {labels}: fewer than the {max(target.classes)} classes of {name!r}")
+    if not 0 < round(labels * args.validation_fraction) < labels:
+        raise experiment.UsageError(
+            f"--labels {labels}: a validation fraction of {args.validation_fraction:g} holds out "
+            f"{round(labels * args.validation_fraction)} of them; give more labels or another --validation-fraction"
+        )
 
 
 def sizes(args: argparse.Namespace, head: str) -> dict[str, Any]:
@@ -214,24 +210,41 @@ def schedule(args: argparse.Namespace, head: str) -> tuple[list[float], int]:
     return list(rates), epochs
 
 
-def protocol(args: argparse.Namespace, store: Store, key: dict[str, Any], times: Sequence[float]) -> dict[str, Any]:
+def rows(args: argparse.Namespace, group: Group, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the train split that a seed trains on and validates with."""
+    return fitting.rows(group.target.train, args.validation_fraction, group.labels, seed)
+
+
+def checksum(parts: Sequence[np.ndarray]) -> str:
+    """Of the rows trained on and held out."""
+    value = 0
+    for part in parts:
+        value = zlib.crc32(np.ascontiguousarray(part, dtype=np.int64).tobytes(), zlib.crc32(b"|", value))
+    return f"{value:08x}"
+
+
+def protocol(
+    args: argparse.Namespace, store: Store, group: Group, view: int, attribute: str, split: str
+) -> dict[str, Any]:  # fmt: skip
     """Everything that decides a cell besides its key."""
-    train, test, classes = store.labels(key["attribute"])
-    rates, epochs = schedule(args, key["head"])
-    seen = [key["times"]] if isinstance(key["times"], float) else times
+    train, test, classes = group.target.column(attribute)
+    rates, epochs = schedule(args, group.head)
+    seen = list(group.times) if group.view else [group.times[view]]
     return {
-        "sizes": sizes(args, key["head"]),
+        "sizes": sizes(args, group.head),
         "learning_rates": rates,
         "epochs": epochs,
         "batch": args.batch,
-        "optimiser": f"Adam, weight decay {fitting.WEIGHT_DECAY:g}, gradient norm clipped to {HEADS[key['head']].clip}",
+        "optimiser": f"Adam, weight decay {fitting.WEIGHT_DECAY:g}, gradient norm clipped to {HEADS[group.head].clip}",
+        "loss": type(group.target.criterion()).__name__,
         "standardise": args.standardise,
         "validation_fraction": args.validation_fraction,
-        "selection": "learning rate and epoch by this seed's validation accuracy",
+        "split": split,
+        "selection": SELECTION,
         "train_images": len(train),
         "test_images": len(test),
         "dimension": store.train.dimension,
-        "times": list(seen),
+        "times": seen,
         "classes": classes,
         "chance": 1 / classes,
         "majority": float((test == np.bincount(train).argmax()).mean()),
@@ -240,98 +253,144 @@ def protocol(args: argparse.Namespace, store: Store, key: dict[str, Any], times:
     }
 
 
-def attention_folder(store: Store, key: dict[str, Any]) -> Path:
-    """Where the attention of a mixing head goes."""
-    named = {name: key[name] for name in ("source", "attribute", "seed")}
+def attends(args: argparse.Namespace, group: Group) -> bool:
+    """Whether the attention of a group is stored."""
+    granularity = ATTENDED if ATTENDED in args.granularity else max(args.granularity)
+    plain = group.head == ATTENDING and group.labels is None and group.target.joint is None
+    return plain and group.view == f"all{granularity}"
+
+
+def attention_folder(store: Store, group: Group, seed: int) -> Path:
+    """Where the attention of a group's seed goes."""
+    named = {"source": group.source, "attribute": group.target.attributes[0], **group.hiding.key(), "seed": seed}
     return results.cell_path(store.run / "attention", **named).with_suffix("")
 
 
-def is_done(args: argparse.Namespace, store: Store, group: Group, key: dict[str, Any]) -> bool:
-    """Whether a cell, and the attention that belongs to it, are there; another protocol's cell is a ValueError."""
-    cell = results.finished(store.run / "classify", key, protocol(args, store, key, group.times))
-    if cell is None or group.head != ATTENDING:
-        return cell is not None
-    folder = attention_folder(store, key)
+def missing(args: argparse.Namespace, store: Store, group: Group) -> Group:
+    """The group with the seeds that lack a cell, or the attention that belongs to it; another protocol's cell is a ValueError."""
+    return group.of_seeds([seed for seed in group.seeds if not is_done(args, store, group, seed)])
+
+
+def is_done(args: argparse.Namespace, store: Store, group: Group, seed: int) -> bool:
+    """Whether every cell of a seed is there."""
+    split = checksum(rows(args, group, seed))
+    for view, place, key in group.cells(seed):
+        decided = protocol(args, store, group, view, group.target.attributes[place], split)
+        if results.finished(store.run / "classify", key, decided) is None:
+            return False
+    if not attends(args, group):
+        return True
+    folder, key = attention_folder(store, group, seed), group.key(group.target.attributes[0], group.view, seed)
     return arrays.is_finished(folder) and arrays.read_meta(folder, "attention", "")["cell"] == key
 
 
-def fit_all(args: argparse.Namespace, store: Store, groups: Sequence[Group], device: torch.device) -> Iterator[Group]:
-    """Fit each group and write its missing cells; yields the group once an epoch.
-
-    Groups that differ in their seed alone are fitted together, each as a whole: a cell filled in later is the one that a
-    single run would have written, to rounding.
-    """
-    held = sorted({time for group in groups for time in group.times})
-    z_train, z_test = (torch.from_numpy(split.select(held)).to(device) for split in (store.train, store.test))
-    together: dict[tuple, list[Group]] = {}
+def fit_all(args: argparse.Namespace, store: Store, groups: Sequence[Group], device: torch.device) -> Iterator[None]:
+    """Fit each group and write its cells; yields once an epoch. Representations are read anew where the times change."""
+    held: tuple[float, ...] | None = None
+    z_train = z_test = torch.empty(0)
     for group in groups:
-        together.setdefault((group.head, group.attribute, *group.times), []).append(group)
-    for (head, attribute, *times), members in together.items():
-        columns = [held.index(time) for time in times]
-        seen_train, seen_test = z_train, z_test
-        if columns != list(range(len(held))):
-            seen_train, seen_test = z_train[:, columns], z_test[:, columns]
-        train, test, classes = store.labels(attribute)
-        rates, epochs = schedule(args, head)
+        if group.times != held:
+            z_train = z_test = torch.empty(0)  # let go of the last times before the next are read
+            z_train, z_test = (
+                torch.from_numpy(split.select(group.times)).to(device) for split in (store.train, store.test)
+            )
+            held = group.times
+        rates, epochs = schedule(args, group.head)
         fits = fitting.Fits(
-            head, seen_train, train, fitting.CrossEntropy(classes), rates, [group.seed for group in members],
-            args.batch, args.validation_fraction, args.standardise, sizes(args, head), device,
-            precision=args.precision, memory=args.memory and args.memory << 20,
+            group.head, z_train, group.target.train, group.target.criterion(), rates, group.seeds, args.batch,
+            args.validation_fraction, args.standardise, sizes(args, group.head), device, count=group.labels,
+            hidden=group.hiding.mask(group.times), hide_cls=group.hiding.cls, precision=args.precision,
+            memory=args.memory and args.memory << 20,
         )  # fmt: skip
         for _ in range(epochs):
             fits.epoch()
-            yield from members  # an epoch of each
-        for group, outcomes in zip(members, fits.outcomes(seen_test, test), strict=True):
-            for key, outcome in zip(group.cells, outcomes, strict=True):
-                if not is_done(args, store, group, key):
-                    write(args, store, group, key, outcome, test)
+            yield
+        for seed, outcomes in zip(group.seeds, fits.outcomes(z_test, group.target.test), strict=True):
+            write(args, store, group, seed, outcomes)
 
 
 def write(
-    args: argparse.Namespace, store: Store, group: Group, key: dict[str, Any], outcome: fitting.Outcome | None,
-    labels: np.ndarray,
-) -> None:  # fmt: skip
-    """Write one cell, after the attention that belongs to it."""
-    decided = protocol(args, store, key, group.times)
+    args: argparse.Namespace, store: Store, group: Group, seed: int, outcomes: Sequence[fitting.Outcome | None]
+) -> None:
+    """Write the cells of one seed, after the split and the attention that belong to them."""
+    parts = rows(args, group, seed)
+    split = checksum(parts)
+    folder = store.run / "splits" / split
+    if not arrays.is_finished(folder):
+        held = dict(zip(("training", "validation"), parts, strict=True))
+        arrays.write_folder(folder, "split", held, seed=seed, fraction=args.validation_fraction, labels=group.labels,
+                            attributes=list(group.target.attributes), images=len(group.target.train))  # fmt: skip
+    if attends(args, group) and outcomes[0] is not None:
+        write_attention(args, store, group, seed, split, outcomes[0])
+    for view, place, key in group.cells(seed):
+        decided = protocol(args, store, group, view, group.target.attributes[place], split)
+        if results.finished(store.run / "classify", key, decided) is None:
+            found = value(outcomes[view], place if group.target.joint else None)
+            results.write_cell(store.run / "classify", key, found, decided)
+
+
+def value(outcome: fitting.Outcome | None, place: int | None) -> dict[str, Any]:
+    """What a cell holds: of every learning rate, and of the one that this seed alone would choose.
+
+    place: of the attribute in a joint fit, whose validation accuracy is that of all its attributes.
+    """
     if outcome is None:
-        value = {"error": "every learning rate diverged: pass smaller --learning-rates"}
-    else:
-        value = {
-            "validation": outcome.validation,
-            "test": outcome.test,
-            "learning_rate": outcome.learning_rate,
-            "epoch": outcome.epoch,
-            "count": len(outcome.hits),
-            "correct": np.packbits(outcome.hits).tobytes().hex(),
-            "trials": {
-                f"{rate:g}": {"validation": best, "epoch": epoch} for rate, (best, epoch) in outcome.trials.items()
-            },
+        return {"error": "every learning rate diverged: pass smaller --learning-rates"}
+
+    def hits(of: np.ndarray) -> np.ndarray:
+        return of if place is None else of[:, place]
+
+    trials = {
+        f"{rate:g}": {
+            "validation": validation,
+            "epoch": epoch,
+            "test": float(hits(outcome.hits_by_rate[rate]).mean()),
+            "correct": np.packbits(hits(outcome.hits_by_rate[rate])).tobytes().hex(),
         }
-        if group.head == ATTENDING:
-            arrays.write_folder(
-                attention_folder(store, key), "attention", {"attention": outcome.attention, "labels": labels},
-                times=group.times, attribute=group.attribute, classes=decided["classes"], head=group.head, cell=key,
-                test=outcome.test, protocol=decided,
-            )  # fmt: skip
-    results.write_cell(store.run / "classify", key, value, decided)
+        for rate, (validation, epoch) in outcome.trials.items()
+        if rate in outcome.hits_by_rate
+    }
+    own = trials[f"{outcome.learning_rate:g}"]
+    return {**own, "learning_rate": outcome.learning_rate, "count": len(outcome.hits), "trials": trials}
+
+
+def write_attention(
+    args: argparse.Namespace, store: Store, group: Group, seed: int, split: str, outcome: fitting.Outcome
+) -> None:
+    """Write the attention of one seed's transformer, with the learning rate that this seed alone would choose."""
+    attribute = group.target.attributes[0]
+    _, labels, classes = group.target.column(attribute)
+    arrays.write_folder(
+        attention_folder(store, group, seed), "attention", {"attention": outcome.attention, "labels": labels},
+        times=list(group.times), attribute=attribute, classes=classes, head=group.head,
+        cell=group.key(attribute, group.view, seed), test=outcome.test, learning_rate=outcome.learning_rate,
+        protocol=protocol(args, store, group, 0, attribute, split),
+    )  # fmt: skip
 
 
 def report(store: Store, groups: Sequence[Group]) -> int:
-    """Print the accuracies by attribute and head; 1 if a cell failed."""
-    found: dict[tuple[str, str, Any], list[results.Cell]] = {}
+    """Print the accuracies by attribute, head and times; 1 if a cell failed."""
+    found: dict[tuple[str, str, Any, int], list[results.Cell]] = {}
     failed = []
-    for key in (key for group in groups for key in group.cells):
-        cell = results.read_cell(results.cell_path(store.run / "classify", **key))
-        if cell.failed:
-            failed.append(f"{cell.path}: {cell.value['error']}")
-        else:
-            found.setdefault((key["attribute"], key["head"], key["times"]), []).append(cell)
-    print("attribute          head         times    validation  test   chance")
-    for (attribute, head, times), cells in sorted(found.items(), key=lambda entry: (*entry[0][:2], str(entry[0][2]))):
-        validation, test = (np.mean([cell.value[name] for cell in cells]) for name in ("validation", "test"))
+    for group in groups:
+        for seed in group.seeds:
+            for _, _, key in group.cells(seed):
+                cell = results.read_cell(results.cell_path(store.run / "classify", **key))
+                if cell.failed:
+                    failed.append(f"{cell.path}: {cell.value['error']}")
+                else:
+                    line = (key["attribute"], accuracies.method_of(key), key["times"], key.get("labels", 0))
+                    found.setdefault(line, []).append(cell)
+    print("attribute          head         times    labels  validation  test   chance")
+    order = sorted(found, key=lambda line: (*line[:2], str(line[2]), line[3]))
+    for attribute, method, times, labels in order:
+        cells = found[attribute, method, times, labels]
+        validation, hits = accuracies.choose(cells)
         shown = f"{times:g}" if isinstance(times, float) else times
         chance = cells[0].protocol["chance"]
-        print(f"{attribute:<18} {head:<12} {shown:<8} {validation:>10.3f} {test:>6.3f} {chance:>7.3f}")
+        print(
+            f"{attribute:<18} {method:<12} {shown:<8} {labels or 'all':>6} {validation:>10.3f} {hits.mean():>6.3f} {chance:>7.3f}"
+        )
     for sentence in failed:
         print(f"error: {sentence}", file=sys.stderr)
     return 1 if failed else 0

@@ -111,7 +111,8 @@ class Outcome:
     """What validation chose for one seed and view, and how it does on the test images.
 
     `trials`: learning rate -> (best validation accuracy, its epoch); `hits` [N], or [N, A] of several attributes, and
-    `attention` [N, H, T] or None are of the test images.
+    `attention` [N, H, T] or None are of the test images. `hits_by_rate` are those of every learning rate that did not
+    diverge, for whoever chooses the rate by several seeds.
     """
 
     seed: int
@@ -121,6 +122,7 @@ class Outcome:
     epoch: int
     trials: dict[float, tuple[float, int]]
     hits: np.ndarray
+    hits_by_rate: dict[float, np.ndarray]
     attention: np.ndarray | None
 
     @property
@@ -167,6 +169,20 @@ def subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     sizes = np.bincount(classes)
     place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
     return np.sort(ordered[np.argsort(place, kind="stable")[:count]])
+
+
+def rows(labels: np.ndarray, fraction: float, count: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for training and for validation: of all images, or of `count` labelled ones, the same fraction held out.
+
+    Both parts of fewer labels lie within those of more, so that validation never saw what another count trained on.
+    """
+    training, validation = split(labels, fraction, seed)
+    if count is None:
+        return training, validation
+    held = round(count * fraction)
+    return tuple(
+        part[subset(labels[part], size, seed)] for part, size in ((training, count - held), (validation, held))
+    )
 
 
 def build(head: str, dimension: int, outputs: int, times: int, seed: int, **sizes: Any) -> nn.Module:
@@ -232,8 +248,8 @@ class Fits:
     """All fits of one head: `epoch()` trains each by one epoch and keeps what validates best, `outcomes` tests.
 
     `z` float32 [N, T, D] and `labels` int64 [N] or [N, A], as the criterion takes them, are the images to train on and to
-    validate with. `count` labels only are trained with, a nested subset by the seed of the images not held out (None:
-    all). `hidden` [T] and `hide_cls` are of training, validation and test. `memory` is the bytes of a chunk (None: chosen).
+    validate with. `count` labelled images only are used, those held out included, nested by the seed (None: all). `hidden`
+    [T] and `hide_cls` are of training, validation and test. `memory` is the bytes of a chunk (None: chosen).
     `losses` holds the mean training loss [L, S, V] of every epoch.
     """
 
@@ -322,12 +338,20 @@ class Fits:
         if hide_cls is not None:
             hiding["hide_cls"] = hide_cls
         found: list[list[Outcome | None]] = [[None] * self.views for _ in self.seeds]
-        for chunk in self.chunks:
-            for (rate, seed, view), logits, attention in chunk.test(chosen, self.best_accuracy, z, hiding):
-                found[seed][view] = self._outcome(rate, seed, view, self.criterion.hits(logits, answers), attention)
+        hits, attentions = {}, {}
+        for number, chunk in itertools.product(range(len(self.rates)), self.chunks):  # a rate at once bounds the memory
+            for fit, logits, attention in chunk.test(np.full_like(chosen, number), self.best_accuracy, z, hiding):
+                hits[fit] = self.criterion.hits(logits, answers).numpy()
+                if chosen[fit[1:]] == number:
+                    attentions[fit] = attention
+        for (rate, seed, view), attention in attentions.items():
+            found[seed][view] = self._outcome(rate, seed, view, hits, attention)
         return found
 
-    def _outcome(self, rate: int, seed: int, view: int, hits: torch.Tensor, attention: torch.Tensor | None) -> Outcome:
+    def _outcome(
+        self, rate: int, seed: int, view: int, hits: Mapping[tuple[int, int, int], np.ndarray],
+        attention: torch.Tensor | None,
+    ) -> Outcome:  # fmt: skip
         accuracy, epoch = self.best_accuracy[:, seed, view], self.best_epoch[:, seed, view]
         return Outcome(
             seed=self.seeds[seed],
@@ -336,7 +360,10 @@ class Fits:
             learning_rate=self.rates[rate],
             epoch=int(epoch[rate]),
             trials={value: (float(accuracy[index]), int(epoch[index])) for index, value in enumerate(self.rates)},
-            hits=hits.numpy(),
+            hits=hits[rate, seed, view],
+            hits_by_rate={
+                value: hits[index, seed, view] for index, value in enumerate(self.rates) if (index, seed, view) in hits
+            },
             attention=None if attention is None else attention.numpy(),
         )
 
@@ -479,12 +506,8 @@ def prepare(
 ) -> Images:  # fmt: skip
     """The images on the device, with each seed's split, its subset of labels, and its standardisation."""
     z = z.to(device)
-    parts = [split(labels, fraction, seed) for seed in seeds]
-    if count is not None:
-        parts = [
-            (rows[subset(labels[rows], count, seed)], held) for (rows, held), seed in zip(parts, seeds, strict=True)
-        ]
-    training, validation = (torch.from_numpy(np.stack(rows)).to(device) for rows in zip(*parts, strict=True))
+    parts = [rows(labels, fraction, count, seed) for seed in seeds]
+    training, validation = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*parts, strict=True))
     mean = deviation = None
     if standardise:
         measured = [statistics(z, rows) for rows in training]

@@ -1,8 +1,8 @@
-# Sourced by run_all.sh and rep_all.sh: the papers' grid, which is listed here alone, the options that choose from it, and
-# how its jobs are shared over the devices. A script that sources it defines what is its own:
+# Sourced by run_all.sh, rep_all.sh and classify.sh: the papers' grid, which is listed here alone, the options that choose
+# from it, and how its jobs are shared over the devices. A script that sources it defines what is its own:
 #
 #   in_grid     whether the cell is one of its own
-#   judge       sets `state` of the cell: finished and running are skipped, untrained is an error, all else is run
+#   judge       sets `state` of the cell: finished and running are skipped, untrained and unencoded are errors, all else is run
 #   job         runs the cell, with the options in device_option and extra
 #
 # The cell is in `set dataset mode widen rate seed`, and in `name` of its run; then it calls `grid "$@"`.
@@ -188,6 +188,7 @@ run_cells() {
             finished) echo "skipped $name: finished"; continue ;;
             running) if [[ -z $single ]]; then echo "skipped $name: running"; continue; fi ;;
             untrained) echo "untrained $name"; undone+=("$name (untrained: run \`bash scripts/run_all.sh\` first)"); continue ;;
+            unencoded) echo "unencoded $name"; undone+=("$name (unencoded: run \`bash scripts/rep_all.sh\` first)"); continue ;;
         esac
         free_slot
         if [[ $stopping == 1 ]]; then

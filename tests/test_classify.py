@@ -1,22 +1,27 @@
 """classify.py: cells and attention on disk, resuming, and one sentence for each mistake."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from run_folders import make_run
 
 from diffusion_model import arrays, experiment, results, trajectories
 from downstream_classification import classify
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--granularity", "2", "--learning-rates", "1e-2", "3e-2", "--epochs", "2", "--seeds", "0", "1", "--batch", "16",
-         "--mlp-width", "8", "--transformer-width", "8", "--transformer-feedforward", "8", "--device", "cpu"]  # fmt: skip
+SMALL = [
+    "--heads", "mlp", "transformer", "--granularity", "2", "--learning-rates", "1e-2", "3e-2", "--epochs", "2",
+    "--seeds", "0", "1", "--batch", "16", "--mlp-width", "8", "--gru-width", "8", "--transformer-width", "8",
+    "--transformer-feedforward", "8", "--device", "cpu", "--precision", "float32",
+]  # fmt: skip
 ATTRIBUTES = {"colour": 3, "shape": 2}
 
 
-def write_store(run, source="encoder", times=(0.0, 0.5, 1.0), counts=(120, 60), dimension=4, change=None):
+def write_store(run, source="encoder", times=(0.0, 0.5, 1.0), counts=(120, 60), dimension=4, change=None, told=None):
     """A store whose features tell the colour at every time; `change(z, labels)` edits a split before it is written."""
     for split, count in zip(("train", "test"), counts, strict=True):
         random = np.random.default_rng([count, len(source)])
@@ -25,7 +30,8 @@ def write_store(run, source="encoder", times=(0.0, 0.5, 1.0), counts=(120, 60), 
         z[:, :, :3] += 4 * np.eye(3, dtype=np.float32)[labels[:, 0]][:, None]
         if change:
             z, labels = change(z, labels)
-        writer = trajectories.Writer(run / "trajectories" / source / split, times, labels, ATTRIBUTES, dimension)
+        folder = run / "trajectories" / source / split
+        writer = trajectories.Writer(folder, times, labels, ATTRIBUTES, dimension, **(told or {}).get(split, {}))
         for index, time in enumerate(times):
             writer.write(time, np.ascontiguousarray(z[:, index]))
     return run / "trajectories" / source
@@ -120,7 +126,8 @@ def test_the_command_line_itself_is_quiet_and_the_compiler_stays_out(tmp_path):
     """Run by path, this folder comes first on Python's path, where torch's compiler would take tabulate.py for a package."""
     store = write_store(tmp_path / "run")
     command = [sys.executable, str(ROOT / "downstream_classification" / "classify.py"), str(store), *SMALL]
-    done = subprocess.run([*command, "--seeds", "0"], capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--seeds", "0"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "colour             transformer  all2" in done.stdout
 
@@ -207,16 +214,144 @@ def test_train_and_test_must_be_of_one_kind(tmp_path, capsys):
     assert "train and test differ in dimension (4 and 5)" in fails(capsys, store, *SMALL)
 
 
-def test_a_fit_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys):
-    def overflow(z, labels):
-        z[:, 1] = 3e38
+def test_a_fit_that_diverges_is_recorded_and_tried_again(tmp_path, capsys):
+    store = write_store(tmp_path / "run")
+    command = [str(store), *SMALL, "--heads", "mlp", "--seeds", "0", "--attributes", "colour", "--learning-rates"]
+    assert classify.main([*command, "1e39"]) == 1
+    assert "times=0.5/seed=0.json: every learning rate diverged" in capsys.readouterr().err
+    assert classify.main([*command, "1e39", "1e-2"]) == 0
+    cells = results.read_cells(tmp_path / "run" / "classify")
+    assert len(cells) == 3 and all(list(cell.value["trials"]) == ["0.01"] for cell in cells)
+
+
+def test_several_granularities_and_stores_at_once(tmp_path, capsys):
+    stores = [
+        write_store(tmp_path / "run", source, times=(0.0, 0.25, 0.5, 0.75, 1.0)) for source in ("block-a", "block-b")
+    ]
+    command = [*map(str, stores), *SMALL, "--attributes", "colour", "--seeds", "0", "--granularity", "1", "2", "4"]
+    classify.main(command)
+    keys = [cell.key for cell in results.read_cells(tmp_path / "run" / "classify")]
+    for source in ("block-a", "block-b"):
+        views = [key["times"] for key in keys if key["source"] == source]
+        assert sorted(map(str, views)) == sorted(["0.0", "0.25", "0.5", "0.75", "1.0", "all1", "all2", "all4"])
+    meta = arrays.read_meta(tmp_path / "run/attention/source=block-a/attribute=colour/seed=0", "attention", "")
+    assert meta["times"] == [0.0, 0.25, 0.5, 0.75, 1.0]  # of the largest granularity
+    capsys.readouterr()
+    classify.main(command)
+    assert capsys.readouterr().out.count("0 groups to do") == 2
+
+
+def test_fewer_labels_are_nested_and_held_out_in_proportion(tmp_path):
+    store = write_store(tmp_path / "run")
+    command = [str(store), *SMALL, "--heads", "linear", "--attributes", "colour", "--times", "0.5"]
+    classify.main([*command, "--labels", "20", "40"])
+    classify.main(command)
+    for seed in (0, 1):
+        parts = {}
+        for count in (20, 40, None):
+            labels = f"labels={count}" if count else ""
+            folder = tmp_path / "run/classify/source=encoder/attribute=colour/head=linear/times=0.5"
+            cell = results.read_cell(folder / labels / f"seed={seed}.json")
+            assert cell.key.get("labels") == count
+            parts[count], meta = arrays.read_folder(tmp_path / "run/splits" / cell.protocol["split"], "split")
+            assert (meta["seed"], meta["labels"], meta["fraction"]) == (seed, count, 0.1)
+        assert [len(parts[count]["training"]) for count in parts] == [18, 36, 108]
+        assert [len(parts[count]["validation"]) for count in parts] == [2, 4, 12]
+        for part in ("training", "validation"):
+            few, more, every = (set(parts[count][part].tolist()) for count in parts)
+            assert few < more < every
+        assert not set(parts[None]["training"].tolist()) & set(parts[None]["validation"].tolist())
+
+
+@pytest.mark.parametrize(("labels", "words"), [
+    ("2", "--labels 2: fewer than the 3 classes of 'colour'"), ("121", "--labels 121: the store has 120 labelled images"),
+    ("4", "--labels 4: a validation fraction of 0.1 holds out 0 of them"), ("1", "--labels 1: expected at least 2"),
+])  # fmt: skip
+def test_numbers_of_labels_that_cannot_be(tmp_path, capsys, labels, words):
+    store = write_store(tmp_path / "run")
+    assert words in fails(capsys, store, *SMALL, "--attributes", "colour", "--labels", labels, status=2)
+
+
+def test_attributes_together(tmp_path, capsys):
+    store = write_store(tmp_path / "run", change=lambda z, labels: (z, labels))
+    classify.main([str(store), *SMALL, "--joint", "--heads", "mlp", "vote-linear", "--epochs", "4"])
+    cells = results.read_cells(tmp_path / "run" / "classify")
+    assert {cell.key["joint"] for cell in cells} == {"all"} and len(cells) == 2 * 2 * (3 + 1)
+    assert {cell.protocol["loss"] for cell in cells} == {"Several"}
+    by_attribute = {
+        name: [cell.value["test"] for cell in cells if cell.key["attribute"] == name and cell.key["head"] == "mlp"]
+        for name in ATTRIBUTES
+    }
+    assert min(by_attribute["colour"]) > 0.7 > max(by_attribute["shape"])  # only the colour is in the features
+    assert "--joint needs several attributes" in fails(
+        capsys, store, *SMALL, "--joint", "--attributes", "shape", status=2
+    )
+
+
+def test_attributes_that_are_there_or_not_share_binary_cross_entropy(tmp_path):
+    store = write_store(tmp_path / "run", change=lambda z, labels: (z, np.minimum(labels, 1)))
+    for split in ("train", "test"):
+        path = store / split / "meta.json"
+        arrays.write_json(path, arrays.read_json(path) | {"attributes": {"colour": 2, "shape": 2}})
+    classify.main([str(store), *SMALL, "--joint", "--heads", "linear", "--epochs", "20"])
+    cells = results.read_cells(tmp_path / "run" / "classify")
+    assert {cell.protocol["loss"] for cell in cells} == {"Binary"}
+    assert all(cell.value["test"] > 0.9 for cell in cells if cell.key["attribute"] == "colour")
+
+
+def test_what_is_hidden_stands_in_the_key(tmp_path, capsys):
+    def only_at_half(z, labels):
+        z[:, [0, 2]] = 0
         return z, labels
 
-    store = write_store(tmp_path / "run", change=overflow)
-    command = [str(store), *SMALL, "--heads", "mlp", "--no-standardise", "--seeds", "0", "--attributes", "colour"]
-    assert classify.main(command) == 1
-    assert "times=0.5/seed=0.json: every learning rate diverged" in capsys.readouterr().err
-    assert [cell.key["times"] for cell in results.read_cells(tmp_path / "run" / "classify")] == [0.0, 1.0]
+    store = write_store(tmp_path / "run", change=only_at_half)
+    command = [str(store), *SMALL, "--attributes", "colour", "--seeds", "0", "--epochs", "10", "--heads"]
+    classify.main([*command, "concat-linear", "mlp", "--hide", "0.5"])
+    assert "mlp left out, what is hidden changes nothing" in capsys.readouterr().out
+    classify.main([*command, "concat-linear", "transformer", "--keep", "0.5"])
+    classify.main([*command, "transformer", "concat-linear", "--hide-cls"])
+    cells = {
+        (cell.key["head"], cell.key.get("hidden"), cell.key.get("kept"), cell.key.get("cls")): cell.value["test"]
+        for cell in results.read_cells(tmp_path / "run" / "classify")
+    }
+    assert set(cells) == {("concat-linear", "0.5", None, None), ("concat-linear", None, 0.5, None),
+                          ("transformer", None, 0.5, None), ("transformer", None, None, "hidden")}  # fmt: skip
+    assert cells["concat-linear", "0.5", None, None] < 0.6 < 0.9 < cells["concat-linear", None, 0.5, None]
+    held, _ = arrays.read_folder(
+        tmp_path / "run/attention/source=encoder/attribute=colour/kept=0.5/seed=0", "attention"
+    )
+    assert np.array_equal(held["attention"], np.broadcast_to([0, 1, 0], held["attention"].shape))
+    capsys.readouterr()
+    assert "time 0.3 is not among those that the head sees: 0, 0.5, 1" in fails(
+        capsys, *command, "gru", "--hide", "0.3"
+    )
+    assert "every time is hidden" in fails(capsys, *command, "gru", "--hide", "0", "0.5", "1")
+    assert "exclude each other" in fails(capsys, *command, "gru", "--hide", "0", "--keep", "1", status=2)
+
+
+def test_a_cell_holds_every_learning_rate_and_its_own_choice(tmp_path):
+    store = write_store(tmp_path / "run")
+    classify.main([str(store), *SMALL, "--heads", "mlp"])
+    for cell in results.read_cells(tmp_path / "run" / "classify"):
+        trials = cell.value["trials"]
+        assert list(trials) == ["0.01", "0.03"]
+        own = max(trials, key=lambda rate: trials[rate]["validation"])
+        assert cell.value["learning_rate"] == float(own)
+        for name in ("validation", "test", "epoch", "correct"):
+            assert cell.value[name] == trials[own][name]
+        for trial in trials.values():
+            hits = np.unpackbits(np.frombuffer(bytes.fromhex(trial["correct"]), np.uint8), count=cell.value["count"])
+            assert hits.mean() == pytest.approx(trial["test"])
+
+
+def test_a_store_of_other_images_is_refused(tmp_path, capsys):
+    store = write_store(tmp_path / "a", told={"train": {"dataset": "mnist"}, "test": {"dataset": "cifar10"}})
+    assert "train and test differ in dataset (mnist and cifar10)" in fails(capsys, store, *SMALL)
+    store = write_store(tmp_path / "b", told={"train": {"split": "test"}, "test": {"split": "test"}})
+    assert "holds the images of the split 'test'" in fails(capsys, store, *SMALL)
+    run = make_run(tmp_path / "c", **{"data.name": "a"})
+    store = write_store(run, told={split: {"dataset": "mnist"} for split in ("train", "test")})
+    assert "holds images of mnist, but" in (told := fails(capsys, store, *SMALL)) and "was trained on a" in told
 
 
 def test_help_is_true(capsys):

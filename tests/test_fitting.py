@@ -326,12 +326,28 @@ def test_a_subset_of_more_than_there_are_is_a_sentence():
             fitting.subset(np.zeros(20, int), count, seed=0)
 
 
-def test_fewer_labels_train_on_a_subset_and_leave_validation_alone():
+def test_fewer_labels_hold_out_the_same_part_and_both_parts_are_nested():
     z, labels = signal()
-    few, whole = (fitted("mlp", z, labels, 1, count=count, seeds=(0, 1)) for count in (50, None))
-    assert few.images.training.shape == (2, 50) and torch.equal(few.images.validation, whole.images.validation)
-    for seed in range(2):
-        assert set(few.images.training[seed].tolist()) < set(whole.images.training[seed].tolist())
+    few, more, whole = (fitted("mlp", z, labels, 1, count=count, seeds=(0, 1)) for count in (50, 100, None))
+    fraction = whole.images.validation.shape[1] / len(z)
+    assert few.images.validation.shape == (2, round(50 * fraction))
+    assert few.images.training.shape == (2, 50 - round(50 * fraction))
+    for part in ("training", "validation"):
+        for small, large in ((few, more), (more, whole)):
+            for seed in range(2):
+                inside, around = (set(getattr(fits.images, part)[seed].tolist()) for fits in (small, large))
+                assert inside < around
+
+
+def test_the_hits_of_every_learning_rate_are_those_of_that_rate_alone():
+    z, labels = signal()
+    both = fitted("mlp", z, labels, 2, rates=(1e-3, 1e-2)).outcomes(z, labels)[0]
+    for rate in (1e-3, 1e-2):
+        alone = fitted("mlp", z, labels, 2, rates=(rate,)).outcomes(z, labels)[0]
+        for ours, theirs in zip(both, alone, strict=True):
+            assert (ours.hits_by_rate[rate] == theirs.hits).mean() > 0.99  # to rounding
+            assert ours.trials[rate][0] == pytest.approx(theirs.trials[rate][0], abs=0.05)
+    assert all(np.array_equal(outcome.hits, outcome.hits_by_rate[outcome.learning_rate]) for outcome in both)
 
 
 def test_a_precision_that_is_not_known_is_a_sentence():

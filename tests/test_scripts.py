@@ -267,7 +267,9 @@ def test_continuous_integration_is_the_test_script():
 LINEAR = ["run_plot_scores.sh", "run_experiments_with_skips.sh"]
 
 
-@pytest.mark.parametrize("script", ["run.sh", "rep.sh", "run_all.sh", "rep_all.sh", "slurm/submit.sh", *LINEAR])
+@pytest.mark.parametrize(
+    "script", ["run.sh", "rep.sh", "run_all.sh", "rep_all.sh", "classify.sh", "slurm/submit.sh", *LINEAR]
+)
 def test_help_prints_the_usage_and_runs_nothing(clone, script):
     status, commands, out, _ = clone(script, "--help")
     assert (status, commands) == (0, [])
@@ -381,6 +383,47 @@ def test_rep_all_encodes_what_is_trained_and_not_yet_encoded(clone):
     assert f"skipped {NAMES[1]}: finished" in out
     assert status == 1
     assert f"{NAMES[2]} (untrained: run `bash scripts/run_all.sh` first)" in told and NAMES[3] in told
+
+
+def encoded(clone, index, text="a"):
+    """The representations of one of the four cells, as far as their meta.json goes."""
+    for split in ("train", "test"):
+        path = clone.project / "runs" / NAMES[index] / "trajectories/encoder" / split / "meta.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_classify_is_the_paper_s_grid(clone):
+    status, commands, out, _ = clone("classify.sh", "--dry-run")
+    names = {line.split()[3] for line in out.splitlines()}
+    assert (status, commands, len(names)) == (0, [], 36)
+    assert {name.split("_")[0] for name in names} == {"cifar10", "cifar100", "miniimagenet"}
+    assert {name.split("_")[1] for name in names} == {"1", "2"} and {name[-1] for name in names} == {"0", "1", "2"}
+
+
+def test_classify_takes_what_is_encoded_and_skips_what_it_has_done(clone):
+    set_states(
+        clone, c0="finished\t9\t9\tclassify", c1="finished\t9\t9\ttrajectories,classify", c2="stopped\t3\t9\ttraining"
+    )
+    encoded(clone, 0)
+    status, commands, _, told = clone("classify.sh", *ONE, "--devices", "cpu", "--", "--seeds", "0")
+    store = f"runs/{NAMES[0]}/trajectories/encoder"
+    assert commands == [
+        f"downstream_classification/classify.py {store} --granularity 1 2 5 7 10 17 25 37 50 --device=cpu --seeds 0"
+    ]
+    assert status == 1
+    assert f"{NAMES[1]} (unencoded: run `bash scripts/rep_all.sh` first)" in told
+    assert f"{NAMES[2]} (untrained: run `bash scripts/run_all.sh` first)" in told
+
+    set_states(clone, c0="finished\t9\t9\t-")  # the cells are there now
+    one = ("--datasets", "CIFAR10", "--modes", "reg-drl", "--widens", "1", "--seeds", "0")
+    status, commands, out, _ = clone("classify.sh", *one, "--", "--seeds", "0")
+    assert (status, commands, out) == (0, [], f"skipped {NAMES[0]}: finished\n")
+    assert len(clone("classify.sh", *one)[1]) == 1  # with other options
+    encoded(clone, 0, "of another checkpoint")
+    assert clone("classify.sh", *one, "--dry-run")[2].split()[1] == "pending"
+    clone("classify.sh", *one, STUB_FAIL="classify.py")
+    assert clone("classify.sh", *one, "--dry-run")[2].split()[1] == "pending"
 
 
 @pytest.mark.parametrize(

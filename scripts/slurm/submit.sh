@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# submit.sh run_all|rep_all [OPTIONS of that script] [OPTIONS of sbatch]: the cells that are not done, as one Slurm array.
+# submit.sh run_all|rep_all|classify [OPTIONS of that script] [OPTIONS of sbatch]: the cells that are not done, as one Slurm array.
 #
 #   bash scripts/slurm/submit.sh run_all --datasets CIFAR10 --gres=gpu:1 --cpus-per-task=4 --mem=16G --time=24:00:00
 #   bash scripts/slurm/submit.sh rep_all --gres=gpu:1 --time=4:00:00 --dependency=afterany:JOB
@@ -17,8 +17,8 @@ fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 script=${1:-}
-if [[ $script != run_all && $script != rep_all ]]; then
-    echo "error: submit.sh takes run_all or rep_all first, got ${script:-nothing} (see --help)" >&2
+if [[ $script != run_all && $script != rep_all && $script != classify ]]; then
+    echo "error: submit.sh takes run_all, rep_all or classify first, got ${script:-nothing} (see --help)" >&2
     exit 2
 fi
 shift
@@ -38,7 +38,7 @@ if [[ -z $dry ]] && ! command -v sbatch >/dev/null; then
 fi
 
 listed=$(bash "$here/../$script.sh" "${cells[@]}" --dry-run)
-undone=$(awk '$2 != "finished" && $2 != "running" && $2 != "untrained"' <<<"$listed")
+undone=$(awk '$2 != "finished" && $2 != "running" && $2 !~ /^un(trained|encoded)$/' <<<"$listed")
 numbers=$(awk '{ print $1 }' <<<"$undone" | paste -s -d ,)
 if [[ -z $numbers ]]; then
     echo "nothing to submit:$(awk '{ print $2 }' <<<"$listed" | sort | uniq -c | paste -s -d , | tr -s ' ')"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# task.sh ROOT run_all|rep_all [OPTIONS]: one task of the array that submit.sh submits; Slurm runs a copy of this file.
+# task.sh ROOT run_all|rep_all|classify [OPTIONS]: one task of the array that submit.sh submits; Slurm runs a copy of this file.
 #
 # Slurm sends SIGUSR1 before the time limit. The cell is then told to stop (SIGTERM, which torchrun hands on to its ranks
 # too): it writes a checkpoint, and the task is queued again. A task that is cancelled or preempted is told to stop as
