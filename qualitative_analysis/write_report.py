@@ -287,8 +287,28 @@ def accuracy_caption(path: Path, workdir: Path) -> str:
     return (
         f"Test accuracy on {images} images (vertical axis) of classifiers that see the representation at one noise time t "
         f"(horizontal axis), for {names}: trained and untrained encoder, raw pixels and chance, and heads that mix all times as "
-        "horizontal lines. Learning rate and epoch are chosen on validation images; bands span the seeds. In the table each "
-        "encoder stands at the time that validation chose, with 95 % intervals over test images; differences are paired."
+        "horizontal lines. Learning rate and epoch are chosen on validation images; bands are one standard deviation over seeds. "
+        "In the table each encoder stands at the time that validation chose, with 95 % intervals over encoders, head seeds and "
+        "test images; differences are paired."
+    )
+
+
+AGAINST = {  # figures that tabulate.py draws where their cells exist: title and what they show
+    "granularity": ("Accuracy against granularity", "against the granularity k, of which a head that mixes sees the times i/k"),
+    "labels": ("Accuracy against the number of labels", "against the number of labelled images, those held out included"),
+    "latent": ("Accuracy against the size of the latent", "against the size of the encoder's latent"),
+    "modes": ("Modes side by side", "against noise time, with heads that mix as horizontal lines, a column a training mode"),
+    "blocks": ("Accuracy over blocks and noise times", "of one time over blocks of the score network and noise times; framed: "
+               "what validation chose"),
+}  # fmt: skip
+
+
+def curve_caption(path: Path, workdir: Path) -> str:
+    """Accuracy against something else than time."""
+    shown = AGAINST[path.stem.partition("_")[0]][1]
+    return (
+        f"Test accuracy of classifiers {shown}; each at the block, time and granularity that validation chose. Bands are one "
+        "standard deviation over encoders, or over head seeds of a single encoder."
     )
 
 
@@ -427,6 +447,10 @@ ACCURACY_DRAWINGS = (
         accuracy_caption,
         f"{CLASSIFY}, then {claims.REMEDIES['accuracy']}",
         accuracy_table,
+    ),
+    *(
+        Drawing(title, f"tables/{name}_*.png", curve_caption, claims.REMEDIES["accuracy"], optional=True)
+        for name, (title, _) in AGAINST.items()
     ),
 )
 ATTENTION_DRAWINGS = (

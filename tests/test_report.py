@@ -108,6 +108,14 @@ def template(tmp_path_factory):
     return tmp_path
 
 
+def test_curves_of_accuracies_are_shown_where_they_are(study):
+    draw(study / "tables" / "granularity_drl")
+    write_report.main([str(study)])
+    page = (study / "report.html").read_text()
+    assert "Accuracy against granularity" in page and "against the granularity k, of which" in page
+    assert "Accuracy against the number of labels" not in page
+
+
 @pytest.fixture
 def study(template, tmp_path):
     """A study of one's own."""
