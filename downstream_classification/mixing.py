@@ -227,14 +227,19 @@ class GRU(nn.Module):
         if hidden is not None:
             z = z[:, :, visible(z, hidden)]
         count, times = z.shape[1:3]
-        gates = self.inputs(z.transpose(1, 2).flatten(1, 2)).unflatten(1, (times, count))  # [F, T, B, 3 W]
+        bias = self.inputs.bias + functional.pad(self.state.bias[..., : 2 * self.width], (self.width, 0))
+        gates = torch.bmm(z.transpose(1, 2).flatten(1, 2), self.inputs.weight).add_(bias)
+        gates = gates.unflatten(1, (times, count))  # [F, T, B, 3 W]
         mask = self.dropout.mask(z, times, count, self.width) if self.dropout.active and times else None
-        state = Recurrence.apply(gates, self.state.weight, self.state.bias, self.dropout, mask)
+        bias = self.state.bias[..., 2 * self.width :]
+        state = Recurrence.apply(gates, self.state.weight, bias, self.dropout, mask)
         return self.readout(state)[:, None], None
 
 
 class Recurrence(torch.autograd.Function):
     """The GRU over gates [F, T, B, 3 W] of the inputs: the last state [F, B, W], and gradients by one long product.
+
+    The gates hold every bias but that of the state's part of n [F, 1, W].
 
     torch.nn.GRU has no batch of weights. Written out, the gradient of the weights is one product over all times and the
     pointwise work takes a third of the passes over memory.
@@ -251,10 +256,10 @@ class Recurrence(torch.autograd.Function):
         kept = gates.new_empty(fits, times, count, 4 * width)  # r, u, the new state's part of the gate n, n
         for time in range(times):
             r, u, part, n = (kept[:, time, :, index * width : (index + 1) * width] for index in range(4))
-            asked = torch.bmm(states[:, time], weight).add_(bias)  # [F, B, 3 W]
+            asked = torch.bmm(states[:, time], weight)  # [F, B, 3 W]
             both = kept[:, time, :, : 2 * width]
             torch.add(gates[:, time, :, width:], asked[..., : 2 * width], out=both).sigmoid_()
-            part.copy_(asked[..., 2 * width :])
+            torch.add(asked[..., 2 * width :], bias, out=part)
             torch.addcmul(gates[:, time, :, :width], r, part, out=n)
             hyperbolic_tangent_(n)
             torch.lerp(n, states[:, time], u, out=states[:, time + 1])
@@ -268,7 +273,7 @@ class Recurrence(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of gates, weight and bias from that of the last state."""
         weight, states, kept = ctx.saved_tensors
-        width, times = weight.shape[1], kept.shape[1]
+        width, times, one = weight.shape[1], kept.shape[1], kept.new_ones(())
         slopes = torch.empty_like(kept)  # of n, r, u for the inputs; of r, u, and of n's part, for the state
         for time in reversed(range(times)):
             r, u, part, n = (kept[:, time, :, index * width : (index + 1) * width] for index in range(4))
@@ -276,7 +281,7 @@ class Recurrence(torch.autograd.Function):
             if ctx.mask is not None:
                 gradient = (ctx.dropout.spread(gradient) * ctx.mask[:, :, time]).flatten(0, 2)
             through = gradient * u
-            torch.ops.aten.tanh_backward.grad_input(gradient - through, n, grad_input=of_n)
+            torch.mul(gradient - through, torch.addcmul(one, n, n, value=-1), out=of_n)
             torch.ops.aten.sigmoid_backward.grad_input(gradient * (states[:, time] - n), u, grad_input=of_u)
             torch.ops.aten.sigmoid_backward.grad_input(of_n * part, r, grad_input=of_r)
             torch.mul(of_n, r, out=of_part)
@@ -284,7 +289,7 @@ class Recurrence(torch.autograd.Function):
                 gradient = through.add_(torch.bmm(slopes[:, time, :, width:], weight.mT))
         asked = slopes[..., width:].flatten(1, 2)  # [F, T B, 3 W]
         of_weight = torch.bmm(states[:, :-1].flatten(1, 2).mT, asked)
-        return slopes[..., : 3 * width], of_weight, asked.sum(1, keepdim=True), None, None
+        return slopes[..., : 3 * width], of_weight, asked[..., 2 * width :].sum(1, keepdim=True), None, None
 
 
 def hyperbolic_tangent_(x: torch.Tensor) -> torch.Tensor:
