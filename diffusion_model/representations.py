@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.list_blocks:
             ranks.say(block_table(model))
             return 0
+        if device.type == "cpu":
+            experiment.keep_memory()
         args.precision = precision_of(args.precision, device)
         groups = group_sources(args.sources, model)
         if args.compile and (lack := compilation_lacks(device)):
