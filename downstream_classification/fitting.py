@@ -6,9 +6,9 @@ initial weights and the dropout masks; the fits of a seed share all of them and 
 rate. All fits run as batched products over weights [F, ...] (mixing.py), so that a fit alone and the same fit among others
 agree to rounding. The images stay on the device, where they are shuffled too.
 
-Fits are cut into chunks that hold no more than `memory` bytes at once: on a GPU all that fits into half of what is free,
-on a CPU what stays near its caches. Products are made in bfloat16 where the processor has it and `precision` allows it;
-weights, their updates, standardisation and losses stay in float32.
+Fits are cut into chunks that hold no more than `memory` bytes at once: on a GPU half of what is free, on a CPU half a
+gibibyte. The rates of a seed stay together if they can, as they share its masks. Products are made in bfloat16 where the
+processor has it and `precision` allows it; weights, their updates, standardisation and losses stay in float32.
 
 Adam with L2 weight decay 1e-5, batches of 256 without the incomplete last one; the epoch and the learning rate of the best
 validation accuracy are kept, the earliest of equals (From Points to Functions, section 4). Test images are seen once, at
@@ -36,7 +36,7 @@ from downstream_classification.mixing import HEADS, Dropout
 WEIGHT_DECAY = 1e-5
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's own
 EVALUATION_BATCH = 1024  # images; bounds the memory of the activations of all fits
-CPU_MEMORY = 96 << 20  # bytes of a chunk; more spills out of a CPU's caches and is slower
+CPU_MEMORY = 512 << 20  # bytes of a chunk: six transformers; fewer would draw the masks of their seed again
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
