@@ -26,7 +26,7 @@ def accuracies(summaries: Summaries, title: str, note: str) -> Table:
 
 
 def differences(summaries: Summaries, title: str, note: str) -> Table:
-    """Every head minus the best single time of its source, and trained minus untrained encoder, by attribute."""
+    """Every head minus the best single time of its source, and minus that of its own read-out; trained minus untrained."""
     rows = []
     for family, method in dict.fromkeys(row for summary in summaries.values() for row in methods_of(summary)):
         cells = [
@@ -34,6 +34,12 @@ def differences(summaries: Summaries, title: str, note: str) -> Table:
         ]
         if any(cells):
             rows.append((f"{FAMILIES.get(family, family)}: {method}", *map(difference, cells)))
+        gains = [
+            summary["sources"].get(family, {}).get("minus_alike", {}).get(method) for summary in summaries.values()
+        ]
+        if any(gains):
+            alike = next(gain["head"] for gain in gains if gain)
+            rows.append((f"{FAMILIES.get(family, family)}: {method}, minus {alike}", *map(difference, gains)))
     controls = [summary.get("encoder_minus_untrained") for summary in summaries.values()]
     if any(controls):
         rows.append(("trained - untrained, single", *map(difference, controls)))
@@ -132,5 +138,6 @@ def records(label: str, summaries: Summaries) -> list[dict[str, Any]]:
             entry["view"] = entry.pop("best_time", entry.pop("times", ""))
             named = {"setting": label, "attribute": attribute, "family": family, "chance": summary["chance"]}
             gained = {f"minus_single_{name}": gain.get(name) for name in ("difference", "low", "high")}
-            found.append(named | entry | gained)
+            alike = summary["sources"][family].get("minus_alike", {}).get(method) or {}
+            found.append(named | entry | gained | {f"minus_alike_{name}": value for name, value in alike.items()})
     return found

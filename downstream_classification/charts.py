@@ -5,6 +5,7 @@ numbers beside it as CSV. A line is the mean over encoders and head seeds, shade
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,7 +239,7 @@ def logarithmic(places: Iterable[float]) -> Callable[[Any], None]:
 def draw_blocks(scores: Sequence[Score], attributes: Sequence[str], head: str, path: Path, pdf: bool = False) -> Path:
     """Accuracy of the head of one time over blocks and times, a map an attribute; framed: what validation chose."""
     rows, columns, *_ = arrange(len(attributes))
-    blocks = list(dict.fromkeys(score.source for score in scores))
+    blocks = sorted({score.source for score in scores}, key=in_network_order)
     times = sorted({score.times for score in scores})
     size = max(2.6, 0.26 * len(blocks) + 1.2)
     figure, axes = figures.panels(rows, columns, max(4.2, 0.42 * len(times) + 2.2), size)
@@ -257,6 +258,15 @@ def draw_blocks(scores: Sequence[Score], attributes: Sequence[str], head: str, p
     for axis in list(axes.flat)[len(attributes) :]:
         axis.set_axis_off()
     return figures.save(figure, path, table, pdf)
+
+
+def in_network_order(source: str) -> tuple[Any, ...]:
+    """A key that sorts the blocks of a U-Net as images pass them: down.16x16_in, down.8x8_down, ..., middle, up.4x4_block0."""
+    stage, size, part = re.fullmatch(r"(?:block-)?(down|middle|up|)[._]?(?:(\d+)x\d+_)?(.*)", source).groups()
+    turn = {"down": 0, "middle": 1, "up": 2}.get(stage, 3)
+    pixels = int(size or 0) * (1 if turn else -1)
+    first = ("in", "down", "up", "pyramid")
+    return turn, pixels, first.index(part) if part in first else len(first), part
 
 
 def frame(axis: Any, left: float, bottom: float) -> None:

@@ -2,7 +2,8 @@
 
 For each family of sources (trained encoder, untrained encoder, pixels, PCA, blocks of a score network) the *single* is
 the head of one time that everything is compared by, at its best block and time; every other head stands at its own best
-block, time or granularity, all chosen by validation. Test accuracies choose nothing.
+block, time or granularity, all chosen by validation. Test accuracies choose nothing. A head that mixes is also compared
+with the head of one time that has its own read-out, so that capacity is not mistaken for mixing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,11 @@ from downstream_classification import bootstrap
 from downstream_classification.accuracies import FAMILIES, Score, best
 
 Summary = dict[str, Any]
+ALIKE = {
+    "linear": "linear",
+    "mlp": "mlp",
+    "transformer": "transformer-one",
+}  # of equal capacity, by the last word of a name
 
 
 def families(scores: Sequence[Score]) -> list[str]:
@@ -61,6 +67,14 @@ def summarise_family(scores: Sequence[Score], head: str) -> Summary:
     if single:
         summary["single"] = accuracy(single)
         summary["minus_single"] = {method: difference(score, single) for method, score in others.items()}
+    summary["minus_alike"] = {
+        method: {"head": alike, **gain}
+        for method, score in others.items()
+        if score.mixes
+        and (alike := ALIKE.get(method.partition(" ")[0].rpartition("-")[2], head)) != head
+        and alike in others
+        and (gain := difference(score, others[alike]))
+    }
     return summary
 
 

@@ -5,7 +5,7 @@ import pytest
 from run_folders import make_run
 
 from diffusion_model import arrays, experiment, figures, results
-from downstream_classification import accuracies, tabulate
+from downstream_classification import accuracies, charts, tabulate
 from qualitative_analysis import claims
 
 COUNT = 400
@@ -195,6 +195,13 @@ def test_block_and_time_are_chosen_by_validation_together(tmp_path):
     ]  # fmt: skip
 
 
+def test_blocks_stand_in_the_order_of_the_network():
+    order = ["block-down.16x16_in", "block-down.16x16_block0", "block-down.8x8_down", "block-down.8x8_pyramid",
+             "block-down.8x8_block0", "block-middle_attention", "block-middle_block0", "block-up.8x8_block0",
+             "block-up.16x16_up", "block-up.16x16_block0", "block-other"]  # fmt: skip
+    assert sorted(sorted(order), key=charts.in_network_order) == order
+
+
 def test_a_run_without_an_encoder_claims_nothing_of_it(tmp_path):
     study(tmp_path / "drl")
     write_cells(tmp_path / "edm", "block-a", {0.0: 0.3})
@@ -235,6 +242,21 @@ def test_a_head_in_the_table_has_the_mean_of_its_cells(tmp_path):
     assert float(table["minus_single_difference"][row]) == pytest.approx(mean - 0.8)
     text = (tmp_path / "tables/accuracy_drl.md").read_text()
     assert f"| trained encoder: weights-linear | {100 * mean:.1f} ± " in text
+
+
+def test_a_head_that_mixes_is_compared_with_a_single_time_of_its_own_read_out(tmp_path):
+    run = study(tmp_path / "drl")
+    write_cells(run, "encoder", {0.0: 0.3, 0.5: 0.4}, head="linear")
+    write_cells(run, "encoder", {"all2": 0.6}, head="vote-linear")
+    write_cells(run, "encoder", {0.0: 0.85}, head="transformer-one")
+    found = summary(tmp_path, run)["attributes"]["shape"]["sources"]["encoder"]
+    gains = {method: (gain["head"], gain["difference"]) for method, gain in found["minus_alike"].items()}
+    assert gains == {
+        "vote-linear": ("linear", pytest.approx(0.2)),
+        "transformer": ("transformer-one", pytest.approx(0.05)),
+    }
+    assert found["minus_single"]["vote-linear"]["difference"] == pytest.approx(-0.2)
+    assert "| trained encoder: vote-linear, minus linear | +20.0 [" in (tmp_path / "tables/accuracy_drl.md").read_text()
 
 
 def test_curves_against_granularity_and_labels(tmp_path):
