@@ -10,6 +10,7 @@ are read with it.
 Legend: E runs (encoders), S head seeds, N test images.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,6 +200,32 @@ def unpack(correct: str, cell: results.Cell) -> np.ndarray:
         return np.unpackbits(np.frombuffer(bytes.fromhex(correct), np.uint8), count=cell.value["count"])
     except ValueError as error:
         raise ValueError(f"{cell.path}: {error}: remove it and classify again") from None
+
+
+def in_network_order(source: str) -> tuple[Any, ...]:
+    """A key that sorts the blocks of a U-Net as images pass them: down.16x16_in, down.8x8_down, ..., middle, up.4x4_block0."""
+    stage, size, part = re.fullmatch(r"(?:block-)?(down|middle|up|)[._]?(?:(\d+)x\d+_)?(.*)", source).groups()
+    turn = {"down": 0, "middle": 1, "up": 2}.get(stage, 3)
+    pixels = int(size or 0) * (1 if turn else -1)
+    part = part.replace("attention", "block0_attention")  # which follows it
+    first = ("in", "down", "up", "pyramid")
+    return turn, pixels, first.index(part) if part in first else len(first), part
+
+
+def of_several_times(scores: Sequence[Score]) -> list[Score]:
+    """The scores without those of granularity 1, whose single time leaves nothing to mix, where a head has others."""
+    more = {
+        (score.source, score.attribute, score.method, score.labels)
+        for score in scores
+        if score.mixes and score.granularity > 1
+    }
+    return [
+        score
+        for score in scores
+        if not score.mixes
+        or score.granularity > 1
+        or (score.source, score.attribute, score.method, score.labels) not in more
+    ]
 
 
 def best(scores: Iterable[Score]) -> Score | None:

@@ -7,7 +7,7 @@ differences to the best single time with their 95 % intervals.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from downstream_classification.accuracies import FAMILIES, Score
+from downstream_classification.accuracies import FAMILIES, Score, best, in_network_order
 from downstream_classification.summaries import main_family
 from downstream_classification.texts import Table
 
@@ -47,25 +47,40 @@ def differences(summaries: Summaries, title: str, note: str) -> Table:
 
 
 def single_times(scores: Sequence[Score], attributes: Sequence[str], head: str, title: str) -> Table:
-    """The head of one time at every time of the main family's sources, by attribute; of many times, the tenths."""
+    """The head of one time at every time (of many, the tenths), by attribute; of several blocks, each at its best time."""
     family = main_family(scores)
     ours = [
         score
         for score in scores
         if score.family == family and score.method == head and not score.mixes and score.labels is None
     ]
+    sources = sorted({score.source for score in ours}, key=in_network_order)
     times = sorted({score.times for score in ours})
     if len(times) > FEWEST_TIMES:
         times = [time for time in times if abs(10 * time - round(10 * time)) < 1e-6]
-    several = len({score.source for score in ours}) > 1
-    held = {(score.attribute, score.source, score.times): score for score in ours}
-    rows = []
-    for source in dict.fromkeys(score.source for score in ours):
-        for time in times:
-            cells = [held.get((attribute, source, time)) for attribute in attributes]
-            name = f"{source}, t = {time:.3g}" if several else f"t = {time:.3g}"
-            rows.append((name, *(spread(cell.test, cell.deviation) if cell else "-" for cell in cells)))
+    held: dict[tuple, list[Score]] = {}
+    for score in ours:
+        held.setdefault((score.attribute, score.source, score.times), []).append(score)
+        held.setdefault((score.attribute, score.source), []).append(score)
+    if len(sources) > 1:
+        rows = [(source, *(at_best(held.get((name, source), [])) for name in attributes)) for source in sources]
+    else:
+        rows = [
+            (f"t = {time:.3g}", *(at(best(held.get((name, *sources, time), []))) for name in attributes))
+            for time in times
+        ]
     return Table(title, ("test accuracy, %", *attributes), tuple(rows))
+
+
+def at(score: Score | None) -> str:
+    """The accuracy of one score, or a dash."""
+    return spread(score.test, score.deviation) if score else "-"
+
+
+def at_best(scores: Sequence[Score]) -> str:
+    """The accuracy at the time that validation chose, or a dash."""
+    chosen = best(scores)
+    return f"{at(chosen)} at t = {chosen.times:.3g}" if chosen else "-"
 
 
 def settings(held: Mapping[str, Summaries], attribute: str, note: str) -> list[Table]:

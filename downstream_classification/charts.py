@@ -5,7 +5,6 @@ numbers beside it as CSV. A line is the mean over encoders and head seeds, shade
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from diffusion_model import figures
-from downstream_classification.accuracies import FAMILIES, Score, best
+from downstream_classification.accuracies import FAMILIES, Score, best, in_network_order, of_several_times
 from downstream_classification.summaries import families, main_family
 
 GREY = "#808080"
@@ -154,7 +153,7 @@ def record(table: dict[str, list], panel: str, score: Score, place: float | None
 
 def over_times(scores: Sequence[Score], title: str, head: str) -> Panel:
     """Accuracy against single time, the heads that mix as levels; of blocks, the one that validation chose."""
-    whole = [score for score in scores if score.labels is None]
+    whole = of_several_times([score for score in scores if score.labels is None])
     main = main_family(whole)
     panel = Panel(title, chance=whole[0].protocol["chance"])
     for family in families(whole):
@@ -258,15 +257,6 @@ def draw_blocks(scores: Sequence[Score], attributes: Sequence[str], head: str, p
     for axis in list(axes.flat)[len(attributes) :]:
         axis.set_axis_off()
     return figures.save(figure, path, table, pdf)
-
-
-def in_network_order(source: str) -> tuple[Any, ...]:
-    """A key that sorts the blocks of a U-Net as images pass them: down.16x16_in, down.8x8_down, ..., middle, up.4x4_block0."""
-    stage, size, part = re.fullmatch(r"(?:block-)?(down|middle|up|)[._]?(?:(\d+)x\d+_)?(.*)", source).groups()
-    turn = {"down": 0, "middle": 1, "up": 2}.get(stage, 3)
-    pixels = int(size or 0) * (1 if turn else -1)
-    first = ("in", "down", "up", "pyramid")
-    return turn, pixels, first.index(part) if part in first else len(first), part
 
 
 def frame(axis: Any, left: float, bottom: float) -> None:

@@ -2,7 +2,7 @@
 
 For each family of sources (trained encoder, untrained encoder, pixels, PCA, blocks of a score network) the *single* is
 the head of one time that everything is compared by, at its best block and time; every other head stands at its own best
-block, time or granularity, all chosen by validation. Test accuracies choose nothing. A head that mixes is also compared
+block, time or granularity (above 1), all chosen by validation. Test accuracies choose nothing. A head that mixes is also compared
 with the head of one time that has its own read-out, so that capacity is not mistaken for mixing.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from downstream_classification import bootstrap
-from downstream_classification.accuracies import FAMILIES, Score, best
+from downstream_classification.accuracies import FAMILIES, Score, best, of_several_times
 
 Summary = dict[str, Any]
 ALIKE = {
@@ -36,6 +36,7 @@ def main_family(scores: Sequence[Score]) -> str:
 def summarise(scores: Sequence[Score], attribute: str, head: str) -> Summary:
     """The summary of one attribute: every family's single, and of the main family the heads that mix and what they add."""
     ours = [score for score in scores if score.attribute == attribute and score.labels is None]
+    ours = of_several_times(ours)
     sources = {name: summarise_family([score for score in ours if score.family == name], head) for name in families(ours)}  # fmt: skip
     main = main_family(ours)
     chosen = {name: chosen_single(ours, name, head) for name in sources}

@@ -213,7 +213,7 @@ def labels_of(score: Score) -> int:
 
 def against_labels(table: Table, attribute: str, head: str) -> charts.Panel:
     """Accuracy against the number of labelled images."""
-    scores = table.of(attribute, whole=False)
+    scores = accuracies.of_several_times(table.of(attribute, whole=False))
     return charts.against(scores, described(table, attribute), head, lambda score: [labels_of(score)])
 
 
@@ -246,6 +246,7 @@ def draw_latent(args: Any, tables: Sequence[Table], name: str) -> Iterable[str]:
     for members in alike(tables, "encoder.widen"):
         for attribute in shared(members):
             scores = [score for table in members for score in table.of(attribute) if score.family == "encoder"]
+            scores = accuracies.of_several_times(scores)
             if scores:
                 sizes |= {score.protocol["dimension"] for score in scores}
                 title = ", ".join(part for part in (without_width(members[0].setting.label), attribute) if part)

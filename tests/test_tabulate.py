@@ -5,7 +5,7 @@ import pytest
 from run_folders import make_run
 
 from diffusion_model import arrays, experiment, figures, results
-from downstream_classification import accuracies, charts, tabulate
+from downstream_classification import accuracies, tabulate
 from qualitative_analysis import claims
 
 COUNT = 400
@@ -189,6 +189,7 @@ def test_block_and_time_are_chosen_by_validation_together(tmp_path):
     assert (blocks["source"], blocks["best_time"], blocks["accuracy"]) == ("block-up.0", 0.0, 0.5)
     gain = found["attributes"]["shape"]["mixed_minus_single"]["gru"]
     assert gain["difference"] == pytest.approx(0.2)
+    assert "| block-down.0 | 30.0 ± 0.0 at t = 0 |" in (tmp_path / "tables/accuracy_edm.md").read_text()
     drawn = figures.read_table(tmp_path / "tables/blocks_edm.csv")
     assert list(zip(drawn["source"], drawn["times"], map(float, drawn["test"]), strict=True)) == [
         ("block-down.0", "0", 0.3), ("block-up.0", "0", 0.5), ("block-down.0", "1", 0.9), ("block-up.0", "1", 0.6)
@@ -197,9 +198,9 @@ def test_block_and_time_are_chosen_by_validation_together(tmp_path):
 
 def test_blocks_stand_in_the_order_of_the_network():
     order = ["block-down.16x16_in", "block-down.16x16_block0", "block-down.8x8_down", "block-down.8x8_pyramid",
-             "block-down.8x8_block0", "block-middle_attention", "block-middle_block0", "block-up.8x8_block0",
+             "block-down.8x8_block0", "block-middle_block0", "block-middle_attention", "block-middle_block1", "block-up.8x8_block0",
              "block-up.16x16_up", "block-up.16x16_block0", "block-other"]  # fmt: skip
-    assert sorted(sorted(order), key=charts.in_network_order) == order
+    assert sorted(sorted(order), key=accuracies.in_network_order) == order
 
 
 def test_a_run_without_an_encoder_claims_nothing_of_it(tmp_path):
@@ -257,6 +258,14 @@ def test_a_head_that_mixes_is_compared_with_a_single_time_of_its_own_read_out(tm
     }
     assert found["minus_single"]["vote-linear"]["difference"] == pytest.approx(-0.2)
     assert "| trained encoder: vote-linear, minus linear | +20.0 [" in (tmp_path / "tables/accuracy_drl.md").read_text()
+
+
+def test_a_single_time_is_no_mixture(tmp_path):
+    run = study(tmp_path / "drl")
+    write_cells(run, "encoder", {"all1": 0.95}, head="transformer")
+    write_cells(run, "encoder", {"all1": 0.7}, head="gru")
+    mixed = summary(tmp_path, run)["attributes"]["shape"]["mixed"]
+    assert {method: entry["times"] for method, entry in mixed.items()} == {"transformer": "all2", "gru": "all1"}
 
 
 def test_curves_against_granularity_and_labels(tmp_path):
