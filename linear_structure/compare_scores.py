@@ -123,12 +123,15 @@ def choose_levels(args: Any, model: ScoreModel) -> list[float]:
     if args.at_levels:
         if min(args.at_levels) <= 0:
             raise experiment.UsageError(f"--at-levels {min(args.at_levels):g}: expected levels above 0")
+        inputs.check_levels(args.at_levels, model, "--at-levels")
         return sorted({rounded(level) for level in args.at_levels})
     high = model.sde.level_range()[1] if args.level_max is None else args.level_max
     if not 0 < args.level_min < high:
         raise experiment.UsageError(
             f"--level-min {args.level_min} and highest level {high}: expected 0 < lowest < highest"
         )
+    inputs.check_levels([high], model, "--level-max")
+    inputs.check_levels([args.level_min], model, "--level-min")
     return [rounded(level) for level in np.geomspace(args.level_min, high, args.levels)]
 
 

@@ -22,7 +22,7 @@ import torch
 from diffusion_model import arrays
 from diffusion_model.data import Scaling
 from diffusion_model.moments import Moments
-from linear_structure.gaussian import column, per_pixel, ratio, rows_of
+from linear_structure.gaussian import column, jump_levels, per_pixel, ratio, rows_of
 
 BASES = ("pixel", "fourier")
 KIND = "diagonal gaussian"
@@ -102,7 +102,8 @@ class Diagonal:
 
     def teleport(self, x: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
         """The probability flow from level a > 0 to level b, in one jump."""
-        return self._apply(x, ((self.variances + column(b) ** 2) / (self.variances + column(a) ** 2)).sqrt())
+        a, b = jump_levels(a, b)
+        return self._apply(x, ((self.variances + b**2) / (self.variances + a**2)).sqrt())
 
     def log_density(self, x: torch.Tensor, level: torch.Tensor | float) -> torch.Tensor:
         """ln of the density of noised data at x, in nats, float64 [B]; at level 0 every variance must be above 0."""

@@ -37,6 +37,7 @@ from diffusion_model.moments import Moments
 CUT_OFF = (
     1e-6  # variance of images on [-1, 1]; what lies below is dropped (the covariance of uint8 images rounds at 5e-6)
 )
+NEGATIVE = 1e-4  # of the largest eigenvalue: what rounding may leave below 0
 UNIT = 127.5**2  # pixel variance of one unit of variance on [-1, 1]
 
 
@@ -98,6 +99,11 @@ class Gaussian:
             values, vectors = mean.new_zeros(0), mean.new_zeros(moments.dimension, 0)
         else:
             values, vectors = eigen(moments.take_covariance() if spend else moments.covariance)
+            if values[-1] < -NEGATIVE * values.abs().max():
+                raise ValueError(
+                    f"the covariance has eigenvalues from {float(values[-1]):.4g} to {float(values[0]):.4g}, expected none "
+                    "below 0: it is no covariance, or was rounded too far; make the statistics from the images"
+                )
         kept = min(int((values > cut_off).sum()), moments.dimension if rank is None else rank)
         return cls.of_directions(mean, vectors[:, :kept].contiguous(), values[:kept].clone(), variance, spread)
 
@@ -147,7 +153,7 @@ class Gaussian:
 
     def teleport(self, x: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
         """The probability flow from level a > 0 to level b, in one jump without a network."""
-        a, b = column(a), column(b)
+        a, b = jump_levels(a, b)
         inside = ((self.lambdas + b**2) / (self.lambdas + a**2)).sqrt()
         return self._apply(x, inside, ((self.rest + b**2) / (self.rest + a**2)).sqrt())
 
@@ -253,6 +259,14 @@ def per_pixel(scaling: Scaling, shape: tuple[int, int, int], dimension: int) -> 
 def column(level: torch.Tensor | float) -> torch.Tensor:
     """A level, scalar or [B], as float64 [1, 1] or [B, 1] on the CPU."""
     return torch.as_tensor(level, dtype=torch.float64).detach().cpu().reshape(-1, 1)
+
+
+def jump_levels(a: torch.Tensor | float, b: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ends of a flow as columns; one from level 0, or to one below it, is refused."""
+    a, b = column(a), column(b)
+    if not ((a > 0).all() and (b >= 0).all()):
+        raise ValueError(f"the flow from level {a.min():g} to {b.min():g}: expected one above 0 to one not below 0")
+    return a, b
 
 
 def ratio(variance: torch.Tensor, level: torch.Tensor) -> torch.Tensor:

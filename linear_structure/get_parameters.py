@@ -93,6 +93,8 @@ def check_options(args: Any) -> None:
             )
     if args.kind != "gaussian" and args.class_conditional:
         raise UsageError(f"--class-conditional {args.class_conditional} needs KIND gaussian, not {args.kind}")
+    if args.kind == "isotropic" and (args.rank is not None or args.spread):
+        raise UsageError("--rank and --spread: isotropic statistics keep no directions, leave them out")
     if args.kind == "mixture" and args.spread:
         raise UsageError("--spread: a mixture of --rank always spreads what is left out: leave it out")
 
@@ -246,7 +248,8 @@ def finish(args: Any, found: Gaussian, wanted: dict[str, Any], start: float) -> 
         left = max(0.0, trace - float(found.lambdas.sum())) / UNIT
         kept += f" ({left:.3g} of {trace / UNIT:.3g} left out, on [-1, 1])"
         first = ", ".join(f"{float(value) / trace:.1%}" for value in found.lambdas[:3])
-        kept += f", first directions {first}" if first else ": the images do not differ"
+        none = ": no direction is above --cut-off" if trace else ": the images do not differ"
+        kept += f", first directions {first}" if first else none
     print(
         f"{args.folder}: {args.kind} of {count:,} {wanted['dataset']}/{wanted['split']} images, {kept}, "
         f"{time.monotonic() - start:.1f} s"
@@ -282,10 +285,11 @@ def of_npz(path: Path, split: data.Split) -> moments.Moments:
     mean, variance = decompose.marginals(split.images)
     apart = float((held.mean - mean).abs().max())
     ratio = float(held.variance.sum() / variance.sum().clamp(min=1e-12))
-    if apart > NEAR or not 0.99 < ratio < 1.01:
+    moved = float((held.variance - variance).abs().max() / variance.max().clamp(min=1e-12))
+    if apart > NEAR or not 0.99 < ratio < 1.01 or moved > 0.05:
         raise ValueError(
             f"--moments {path} has a mean up to {apart:.3g} of 255 from that of {split.name}/{split.split} and {ratio:.3g} "
-            "times its variance: it is of other images, or not of pixels from 0 to 255"
+            f"times its variance, off by up to {moved:.3g} of the largest in a pixel: it is of other images, or not of pixels from 0 to 255"
         )
     return held
 

@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ FORMS = {  # kind of a parameter folder: (what reads it, what get_parameters.py 
     mixture.KIND: (Mixture, "mixture {params} --components N"),
     mixture.CLASSES: (ClassConditional, "gaussian {params} --class-conditional ATTRIBUTE"),
 }
+KINDS = {reader: kind for kind, (reader, _) in FORMS.items()}
+EDGE = 1e-4  # levels as cells name them are rounded
 RUN = Path("runs/edm-cifar10")
 PARAMS = Path("gaussian_params")
 
@@ -92,9 +95,28 @@ def load_form(params: Path, record: dict[str, Any], kind: str | None = None) -> 
             raise ValueError(f"{params} describes {known}, expected one of {', '.join(FORMS)}")
     reader, options = FORMS[known or "gaussian"]
     command = f"`python linear_structure/get_parameters.py {name} {options.format(params=params)}`"
-    form = reader.load(params, f"run {command} first")
+    form = read_form(reader, params, command)
     check_form(form, params, record, command)
     return form.mapped(data.Scaling.from_dict(record["scaling"]), tuple(record["shape"]))
+
+
+def read_form(reader: type[Form], params: Path, command: str) -> Form:
+    """The form in a folder; arrays that make none, whose checksums hold, are refused by the folder's name."""
+    meta = arrays.read_meta(params, KINDS[reader], f"run {command} first")
+    try:
+        return reader.load(params, f"run {command} first")
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        if str(params) in str(error):
+            raise
+        raise ValueError(f"{params} holds no {meta['kind']} ({error}): remove it and run {command}") from None
+
+
+def check_levels(levels: Sequence[float], model: ScoreModel, option: str) -> None:
+    """Refuse noise levels that the run's process does not have (UsageError), for its network was never asked there."""
+    low, high = model.sde.level_range()
+    for level in levels:
+        if not low * (1 - EDGE) <= level <= high * (1 + EDGE):
+            raise experiment.UsageError(f"{option} {level:g}: the run has levels from {low:g} to {high:g}")
 
 
 def check_form(form: Form, params: Path, record: dict[str, Any], command: str) -> None:

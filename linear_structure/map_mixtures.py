@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise experiment.UsageError(f"--share {args.share:g}: expected a share between 0 and 1")
     device = experiment.choose_device(args.device)
     given = inputs.open_inputs(args.run, args.params, data.root(args.data), args.step, device)
+    inputs.check_levels(levels, given.model, "--levels")
     ranks, components = choose_ranks(args.ranks, given), sorted(set(args.components))
     split = given.split(args.split)
     n = min(256, len(split)) if args.n is None else args.n

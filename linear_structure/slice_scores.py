@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise experiment.UsageError(f"--levels {levels[0]:g}: expected levels above 0")
     device = experiment.choose_device(args.device)
     given = inputs.open_inputs(args.run, args.params, data.root(args.data), args.step, device)
+    inputs.check_levels(levels, given.model, "--levels")
     split = given.split(args.split)
     rows = choose(args.points, split)
     images = np.array(split.images[rows])

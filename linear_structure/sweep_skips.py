@@ -36,7 +36,7 @@ from diffusion_model.samplers import GRIDS, SAMPLERS, make_levels, steps_within
 from linear_structure import get_parameters, inputs, intervals, mixture, summaries
 from linear_structure.flow import ClosedForm
 from linear_structure.intervals import Estimate, Margin
-from linear_structure.sweeps import SHOWN, Cell, Sweep, keep_reference, kernel_subset
+from linear_structure.sweeps import SHOWN, Cell, Sweep, keep_reference, kernel_subset, refuse_others
 
 KINDS = ("gaussian", "isotropic", "mean", "mixture")
 SKIPS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
@@ -191,6 +191,7 @@ def sweep(args: Any, cells: list[Cell], root: Path, device: torch.device) -> int
         "kernel_distance": extractor.kernel_distance, "kernel_subset": kernel_subset(args.n, reference),
         "reference": features.mark(args.reference) if args.reference else f"all {len(train)} training images",
     }  # fmt: skip
+    refuse_others(folder, protocol)
     if ranks.first():
         keep_reference(folder, reference, args.reference)
     if args.n <= extractor.dimension and ranks.first():
@@ -223,7 +224,12 @@ def sweep(args: Any, cells: list[Cell], root: Path, device: torch.device) -> int
 def level_range(given: inputs.Inputs, low: float | None, high: float | None) -> tuple[float, float]:
     """The solver's levels in model space: those given, else those of the run's noise process."""
     ends = given.model.sde.level_range()
-    return (ends[0] if low is None else low, ends[1] if high is None else high)
+    low, high = (ends[0] if low is None else low, ends[1] if high is None else high)
+    inputs.check_levels([low], given.model, "--level-min")
+    inputs.check_levels([high], given.model, "--level-max")
+    if not low < high:
+        raise experiment.UsageError(f"--level-min {low:g} and --level-max {high:g}: expected the lower one first")
+    return low, high
 
 
 def within_levels(cells: list[Cell], low: float, high: float) -> list[Cell]:

@@ -268,13 +268,26 @@ def close_arrays(held: dict[str, np.memmap], folder: Path, key: dict[str, Any]) 
     arrays.seal_folder(folder, "sweep cell", ["features", *held], key=key)
 
 
+def refuse_others(folder: Path, protocol: dict[str, Any]) -> None:
+    """Refuse a folder with cells of another protocol, whatever their keys: all of it makes one table and has one reference."""
+    first = next(iter(sorted(folder.glob("sampler=*/steps=*/kind=none/skip=0.json"))), None)
+    if first is not None:
+        results.finished(folder, results.read_cell(first).key, protocol)
+
+
 def keep_reference(folder: Path, reference: features.Reference, file: Path | None = None) -> None:
     """Leave the reference in a sweep's folder: its moments, or the file that it came in."""
     if file is not None and file.suffix == ".npz":
         folder.mkdir(parents=True, exist_ok=True)
         arrays.write_atomically(folder / FILE, lambda temporary: shutil.copyfile(file, temporary))
-    elif not arrays.is_finished(folder / "reference"):
-        reference.moments.save(folder / "reference")
+        return
+    (folder / FILE).unlink(missing_ok=True)
+    held, moments = folder / "reference", reference.moments
+    if arrays.is_finished(held):  # also one that a sweep left which was killed before its first cell
+        known = Moments.load(held)
+        if known.count == moments.count and torch.equal(known.mean, moments.mean):
+            return
+    moments.save(held)
 
 
 def kept_reference(folder: Path, remedy: str) -> features.Reference:

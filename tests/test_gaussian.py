@@ -62,6 +62,14 @@ def test_teleport_is_a_semigroup_and_the_identity_in_place() -> None:
     assert torch.allclose(there, gaussian.teleport(x, 80.0, 0.3), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (-1.0, 0.5), (1.0, -1.0), (float("nan"), 1.0)])
+def test_a_jump_from_level_0_or_below_it_is_refused(a: float, b: float) -> None:
+    gaussian, x = example(), torch.zeros(2, example().dimension)
+    for form in (gaussian, gaussian.isotropic(False)):
+        with pytest.raises(ValueError, match="expected one above 0 to one not below 0"):
+            form.teleport(x, a, b)
+
+
 def test_teleported_noise_has_the_noised_covariance() -> None:
     gaussian = example(rest=0.2)
     start = gaussian.mu[:, None] + torch.linalg.cholesky(covariance_of(gaussian) + 9 * torch.eye(D).double())

@@ -186,6 +186,15 @@ def test_npz_written_is_npz_read_and_others_are_refused(dots, tmp_path, capsys) 
     np.savez(tmp_path / "unit.npz", mu=rows.mean(0), sigma=np.cov(rows.T))
     assert run("dots", "gaussian", tmp_path / "x", "--moments", tmp_path / "unit.npz") == 1
     assert "not of pixels from 0 to 255" in capsys.readouterr().err
+    rows = dots.images.reshape(len(dots), -1).astype(float)
+    sigma = np.cov(rows.T)
+    np.savez(tmp_path / "turned.npz", mu=rows.mean(0), sigma=sigma[::-1, ::-1])  # the same mean and total variance
+    assert run("dots", "gaussian", tmp_path / "x", "--moments", tmp_path / "turned.npz") == 1
+    assert "of the largest in a pixel: it is of other images" in capsys.readouterr().err
+    apart = np.diag(sigma) * ~np.eye(len(sigma), dtype=bool)
+    np.savez(tmp_path / "none.npz", mu=rows.mean(0), sigma=np.diag(np.diag(sigma)) - (apart + apart.T))
+    assert run("dots", "gaussian", tmp_path / "x", "--moments", tmp_path / "none.npz") == 1
+    assert "expected none below 0: it is no covariance" in capsys.readouterr().err
     np.savez(tmp_path / "features.npz", mu=np.zeros(2048), sigma=np.eye(2048, dtype=np.float32))
     assert run("dots", "gaussian", tmp_path / "x", "--moments", tmp_path / "features.npz") == 1
     assert "2048 dimensions, the images of dots [3, 8, 8] have 192" in capsys.readouterr().err

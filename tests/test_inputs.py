@@ -8,7 +8,7 @@ import pytest
 import torch
 from linear_world import SHAPE, make_data, make_run
 
-from diffusion_model import arrays, checkpoint, data
+from diffusion_model import arrays, checkpoint, data, experiment
 from linear_structure import get_parameters, inputs, mixture
 from linear_structure.gaussian import Gaussian
 from linear_structure.mixture import ClassConditional, Mixture
@@ -85,3 +85,26 @@ def test_foreign_folders_wrong_kinds_and_nan_are_sentences(world, tmp_path) -> N
     arrays.write_folder(tmp_path / "images", "gaussian", {**content, "mu": mu}, **given)
     with pytest.raises(ValueError, match="images holds NaN or infinite numbers: remove it and run `python"):
         inputs.load_form(tmp_path / "images", record)
+
+
+def test_arrays_that_make_no_form_are_refused_by_the_folder(world, tmp_path) -> None:
+    _, record, write = world
+    params = write("mixture", tmp_path / "params")
+    content, meta = arrays.read_folder(params, mixture.KIND)
+    held = {name: np.array(value) for name, value in content.items()}
+    said = {name: value for name, value in meta.items() if name not in ("format", "kind", "arrays")}
+    for name, value in (("weights", held["weights"] * 2), ("basis", held["basis"] + 7), ("rank", held["rank"] * 3)):
+        arrays.write_folder(params, mixture.KIND, held | {name: value}, **said)
+        with pytest.raises(
+            ValueError, match=f"{params} holds no gaussian mixture .*: remove it and run `python linear"
+        ):
+            inputs.load_form(params, record)
+
+
+def test_levels_that_a_run_does_not_have_are_refused(world, tmp_path) -> None:
+    model = checkpoint.load_score_model(tmp_path / "run")
+    low, high = model.sde.level_range()
+    inputs.check_levels([low, high, float(f"{high:.5g}")], model, "--levels")
+    for level in (0.0, low / 2, 2 * high):
+        with pytest.raises(experiment.UsageError, match=f"--levels {level:g}: the run has levels from"):
+            inputs.check_levels([1.0, level], model, "--levels")

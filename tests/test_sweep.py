@@ -135,6 +135,26 @@ def test_levels_outside_the_grid_are_refused_and_its_first_is_the_plain_solver()
             sweep_skips.within_levels([sweeps.Cell("heun", 4, "mean", level=level)], 0.002, 80.0)
 
 
+def test_one_folder_holds_one_protocol_and_one_reference(tmp_path) -> None:
+    plain = sweeps.Cell("heun", 4)
+    results.write_cell(tmp_path, plain.key, {"distance": 1.0}, {"n": 8})
+    sweeps.refuse_others(tmp_path, {"n": 8})
+    with pytest.raises(ValueError, match="made under another protocol"):
+        sweeps.refuse_others(tmp_path, {"n": 9})
+    rows = normal(20, 3)
+    np.savez(tmp_path / "theirs.npz", mu=np.ones(3), sigma=np.eye(3))
+    sweeps.keep_reference(tmp_path, reference_of(rows), tmp_path / "theirs.npz")
+    for other in (rows, rows + 1):  # what a sweep that was killed before its first cell has left is not taken
+        sweeps.keep_reference(tmp_path, reference_of(other))
+        assert torch.allclose(sweeps.kept_reference(tmp_path, "").moments.mean, other.double().mean(0))
+
+
+def reference_of(rows: torch.Tensor) -> features.Reference:
+    """The reference that rows of features make."""
+    moments = Moments(rows.shape[1]).update(rows.numpy())
+    return features.Reference(moments, factor(moments.covariance))
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_skip_0_is_the_plain_solver_bit_for_bit(name) -> None:
     x = 80.0 * experiment.sample_noise("start", range(3), SHAPE)
@@ -428,7 +448,18 @@ def test_mistakes_are_sentences(world, tmp_path, capsys) -> None:
         (sweep_skips.main, (folder, params, "--n", 1), 2, "--n 1: expected at least 4"),
         (sweep_skips.main, (folder, params, "--kinds", "gausian"), 2, "nearest: gaussian"),
         (sweep_skips.main, (folder, params, *classifier, "--weights", "x"), 1, "--weights is for Inception"),
-        (sweep_skips.main, (folder, params, *classifier, "--level-max", 0.001), 1, "expected 0 < minimum < maximum"),
+        (
+            sweep_skips.main,
+            (folder, params, *classifier, "--level-max", 1e9),
+            2,
+            "--level-max 1e+09: the run has levels",
+        ),
+        (
+            sweep_skips.main,
+            (folder, params, *classifier, "--level-min", 5, "--level-max", 3),
+            2,
+            "--level-min 5 and --level-max 3: expected the lower one first",
+        ),
         (process_experiments_with_skips.main, (folder,), 1, "run `python linear_structure/sweep_skips.py"),
         (process_experiments_with_skips.main, (folder, "--margin", -1), 2, "--margin -1.0: expected at least 0"),
         (process_experiments_with_skips.main, (folder, "--blocks", 1), 2, "--blocks 1: expected at least 2"),
