@@ -89,6 +89,8 @@ def sample_images(
         noise = functools.partial(churn_noise, chosen, model.shape)
         options = {} if churn is None else {"churn": churn, "noise": noise}
         *_, x = SAMPLERS[sampler].run(denoise, x, levels, **options)
+        if not torch.isfinite(x).all():
+            raise FloatingPointError(f"the solver left the finite numbers for seeds from {chosen[0]}: are the weights?")
         pieces.append(model.scaling.to_pixels(x).cpu().numpy())
     return np.concatenate(pieces) if pieces else np.empty((0, *model.shape), np.uint8)
 

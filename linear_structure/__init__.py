@@ -24,5 +24,6 @@ process_experiments_with_skips (cells -> figure, table, recommended skip), compa
 plot_scores (cells -> figures, summary), slice_scores (planes of the score field through images -> RUN/slices/ cells, figure),
 compare_flows (the network's flow against closed forms' from the same noise -> RUN/flows/ cells, figures),
 map_mixtures (mixtures of Gaussians by components, rank and level -> RUN/mixtures/ cells, figures),
+draw_samples (run and statistics -> images that begin with a jump, RUN/samples/),
 compare_metrics (two results -> a table, if they were measured alike).
 """

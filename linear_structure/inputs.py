@@ -57,8 +57,8 @@ class Inputs:
         return split
 
 
-def open_inputs(run: Path, params: Path, root: Path, step: int | None, device: torch.device) -> Inputs:
-    """Load both; other data, shapes and runs without an unconditional score are one sentence each."""
+def open_model(run: Path, step: int | None, device: torch.device) -> tuple[ScoreModel, dict[str, Any]]:
+    """A run's model and record; a run without an unconditional score is one sentence."""
     record = checkpoint.read_run(run)
     model = checkpoint.load_score_model(run, step, device=device)
     if model.decoder is not None:
@@ -71,6 +71,12 @@ def open_inputs(run: Path, params: Path, root: Path, step: int | None, device: t
             f"{run} has model.mode {model.mode}: its score is conditioned on the code of a given image and there is no "
             "unconditional score to compare or to sample with; give a run of configs/edm.py (mode none)"
         )
+    return model, record
+
+
+def open_inputs(run: Path, params: Path, root: Path, step: int | None, device: torch.device) -> Inputs:
+    """Load both; other data, shapes and runs without an unconditional score are one sentence each."""
+    model, record = open_model(run, step, device)
     forms = closed_forms(load_form(params, record, "gaussian"))
     protocol = {
         "dataset": record["data"]["name"],
