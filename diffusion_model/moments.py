@@ -265,13 +265,18 @@ def read_npz(path: Path) -> Statistics:
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
-        found = {name: torch.from_numpy(held[name].astype(np.float64)) for name in ("mu", "sigma") if name in held}
+        found = {
+            name: torch.from_numpy(np.real(held[name]).astype(np.float64)) for name in ("mu", "sigma") if name in held
+        }
         meta = json.loads(str(held["meta"])) if "meta" in held else {}
         count = int(held["count"]) if "count" in held else None
     except (ValueError, TypeError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is no .npz of plain arrays, or is truncated ({str(error)[:80]}): expected mu and sigma"
         ) from None
+    complex_ones = [name for name, array in held.items() if array.dtype.kind == "c"]
+    if complex_ones:
+        raise ValueError(f"{path} holds complex numbers ({', '.join(complex_ones)}): expected real mu and sigma")
     shapes = {name: list(array.shape) for name, array in held.items()}
     dimension = (shapes.get("mu") or [0])[0]
     if not dimension or [shapes.get(name) for name in ("mu", "sigma")] != [[dimension], [dimension, dimension]]:

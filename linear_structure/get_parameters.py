@@ -59,7 +59,11 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--class-conditional", metavar="ATTRIBUTE", help="one Gaussian for each class of this attribute"
     )
-    parser.add_argument("--components", type=AtLeast(1), help="Gaussians of a mixture")
+    parser.add_argument(
+        "--components",
+        type=AtLeast(1),
+        help="Gaussians of a mixture, each with 1e-5 added to its variances (images on [-1, 1])",
+    )
     parser.add_argument("--method", default="kmeans", choices=clusters.METHODS, help="how a mixture is fitted")
     parser.add_argument("--seed", type=int, default=0, help="of a mixture's first centres")
     parser.add_argument(

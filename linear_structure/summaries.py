@@ -59,6 +59,10 @@ def read_sweep(folder: Path, blocks: int, remedy: str) -> list[Row]:
     rows, starts = [], {}
     for cell in experiment.progress(sorted(cells, key=_order), "intervals", "cell"):
         held, _ = arrays.read_folder(cell.path.with_suffix(""), "sweep cell", remedy)
+        if blocks > len(held["features"]) // 2:
+            raise experiment.UsageError(
+                f"--blocks {blocks}: {len(held['features'])} samples make 2 to {len(held['features']) // 2} blocks"
+            )
         found = distances(held["features"], reference, blocks)
         # a cell of format 1 before samplers were part of the key has them in its protocol
         given = {name: cell.protocol[name] for name in ("sampler", "steps") if name in cell.protocol}

@@ -100,6 +100,9 @@ def test_a_foreign_npz_is_refused(tmp_path) -> None:
     path = tmp_path / "a.npz"
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_npz(path)
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3) * 1j)
+    with pytest.raises(ValueError, match="complex numbers \\(sigma\\)"):
+        read_npz(path)
     path.write_bytes(b"PK cut")
     with pytest.raises(ValueError, match="truncated"):
         read_npz(path)

@@ -413,6 +413,7 @@ def test_a_reference_of_others(world, tmp_path, capsys) -> None:
     assert run(sweep_skips.main, folder, params, *options, *named) == 0
     file.unlink()
     assert run(process_experiments_with_skips.main, folder, "--blocks", 4) == 0
+    assert run(process_experiments_with_skips.main, folder, "--blocks", 999) == 2
     summary = json.loads((folder / "sweeps" / "default" / "summary.json").read_text())
     assert summary["protocol"]["reference"].startswith("theirs.npz ")
     for cell in results.read_cells(folder / "sweeps" / "default"):
