@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import arrays, data, experiment, features, results
+from diffusion_model import arrays, data, experiment, features, fid, results
 from diffusion_model.experiment import AtLeast
 
 
@@ -34,7 +34,9 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--reference", type=Path, help="a .npz of mu and sigma, or a folder of a reference")
     parser.add_argument("--extractor", metavar="NAME", help="network of a --reference that does not say it")
     parser.add_argument(
-        "--subset-size", type=AtLeast(2), default=1000, help="images of a subset of the kernel distance"
+        "--subset-size",
+        type=AtLeast(2),
+        help=f"images of a subset of the kernel distance (default: {fid.SIZE}, or all there are)",
     )
     parser.add_argument("--subsets", type=AtLeast(1), default=100, help="subsets of the kernel distance")
     parser.add_argument("--floor", action="store_true", help="also measure real against real images at the same n")
@@ -58,11 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = features.read_reference(args.reference, extractor, told=args.extractor)
     else:
         known = features.reference(extractor, split, root)
-    size = None if known.kept is None else args.subset_size
-    if size is not None and size > min(len(images), len(known.kept)):
-        raise experiment.UsageError(
-            f"--subset-size {size}: expected at most the {min(len(images), len(known.kept))} images there are"
-        )
+    size = None if known.kept is None else subset_size(args.subset_size, min(len(images), len(known.kept)))
     options = {"size": size, "subsets": args.subsets, "seed": args.seed}
     value: dict[str, Any] = features.measure(features.extract(extractor, images, "samples"), known, **options)
     if args.floor:
@@ -79,6 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = results.write_cell(args.out or args.samples.parent / "distances", key, value, protocol)
     print("\n".join([*sentences(value, protocol), str(path)]))
     return 0
+
+
+def subset_size(wanted: int | None, there: int) -> int:
+    """Images of a subset: those asked for, which must be there, or the usual number as far as there are so many."""
+    if wanted is None:
+        return min(fid.SIZE, there)
+    if wanted > there:
+        raise experiment.UsageError(f"--subset-size {wanted}: expected at most the {there} images there are")
+    return wanted
 
 
 def read_images(path: Path, split: data.Split, count: int | None) -> np.ndarray:
