@@ -36,7 +36,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument(
         "--subset-size",
         type=AtLeast(2),
-        help=f"images of a subset of the kernel distance (default: {fid.SIZE}, or all there are)",
+        help=f"images of a subset of the kernel distance (default: {fid.SIZE}, or a quarter of fewer than four times that)",
     )
     parser.add_argument("--subsets", type=AtLeast(1), default=100, help="subsets of the kernel distance")
     parser.add_argument("--floor", action="store_true", help="also measure real against real images at the same n")
@@ -80,9 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def subset_size(wanted: int | None, there: int) -> int:
-    """Images of a subset: those asked for, which must be there, or the usual number as far as there are so many."""
+    """Images of a subset: those asked for, which must be there, or the usual number; of few images, a quarter of them.
+
+    Subsets of all images would be one subset, and their deviation 0.
+    """
     if wanted is None:
-        return min(fid.SIZE, there)
+        return max(2, min(fid.SIZE, there // 4))
     if wanted > there:
         raise experiment.UsageError(f"--subset-size {wanted}: expected at most the {there} images there are")
     return wanted
