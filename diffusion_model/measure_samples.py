@@ -39,7 +39,7 @@ def make_parser() -> experiment.Parser:
         help=f"images of a subset of the kernel distance (default: {fid.SIZE}, or a quarter of fewer than four times that)",
     )
     parser.add_argument("--subsets", type=AtLeast(1), default=100, help="subsets of the kernel distance")
-    parser.add_argument("--floor", action="store_true", help="also measure real against real images at the same n")
+    parser.add_argument("--floor", action="store_true", help="also measure n real images against n others")
     parser.add_argument("--seed", type=int, default=0, help="of the subsets and of the real images drawn")
     parser.add_argument("--out", type=Path, help="folder of the cells (default: distances beside SAMPLES)")
     parser.add_data()
@@ -137,9 +137,8 @@ def sentences(value: dict[str, Any], protocol: dict[str, Any]) -> list[str]:
     else:
         lines.append("no kernel distance: the reference holds no features")
     if value.get("floor"):
-        lines.append(
-            "real against real: " + ", ".join(f"{name} {number:.6g}" for name, number in value["floor"].items())
-        )
+        n, numbers = protocol["n"], ", ".join(f"{name} {number:.6g}" for name, number in value["floor"].items())
+        lines.append(f"real against real, {n} against {n} others: {numbers}")
     return lines
 
 
