@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [*(f"original, batch {batch}" for batch in batches), *args.contenders]
     workers = {name: Worker(name, args) for name in names}
     try:
+        for worker in workers.values():
+            worker.ask("ready")  # one that still begins would take the processor from what the others measure
         facts = {name: worker.ask("facts") for name, worker in workers.items()}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(args.rounds):
@@ -115,7 +117,7 @@ def compare(other: np.ndarray, times: np.ndarray) -> str:
 
 
 class Worker:
-    """A process that is one contender: `ask` one of "facts", "round" (its seconds), "profile"."""
+    """A process that is one contender: `ask` one of "ready", "facts", "round" (its seconds), "profile"."""
 
     def __init__(self, name: str, args: Any) -> None:
         options = [f"--{option}={getattr(args, option)}" for option in ("images", "times", "threads", "device")]
@@ -157,7 +159,7 @@ def serve(args: Any) -> int:
         for line in sys.stdin:
             question = line.strip()
             started = time.perf_counter()
-            answer: Any = facts() if question == "facts" else profile(work) if question == "profile" else work()
+            answer: Any = {"ready": dict, "facts": facts, "round": work, "profile": lambda: profile(work)}[question]()
             answer = time.perf_counter() - started if question == "round" else answer
             print(f"answer {json.dumps(answer)}", flush=True)
     return 0

@@ -1,7 +1,7 @@
 """Classify the labels of a data set from stored representations: one classifier a time, and heads that mix all times.
 
     python downstream_classification/classify.py runs/drl-synthetic16/trajectories/encoder
-    python downstream_classification/classify.py runs/edm-cifar10/trajectories/block-* --heads linear vote-linear
+    python downstream_classification/classify.py runs/edm-cifar10/trajectories/block-* --heads linear gru --best-store
     python downstream_classification/classify.py RUN/trajectories/encoder --granularity 1 2 5 7 10 17 25 37 50
     python downstream_classification/classify.py RUN/trajectories/encoder --labels 100 500 1000
     python downstream_classification/classify.py RUN/trajectories/encoder --joint --heads transformer
@@ -10,7 +10,8 @@ STORE is RUN/trajectories/SOURCE, as representations.py writes it (encoder, untr
 train/ and test/). For every attribute, a head of one time (linear, mlp, transformer-one) is fitted at each time of the
 granularities, and a head that mixes once on all times of each; a store of a single time gets the heads of one time alone.
 All learning rates, seeds and times of a head are fitted together. --joint fits several attributes at once: by binary
-cross-entropy where all of them are there or not, else by the sum of their cross-entropies.
+cross-entropy where all of them are there or not, else by the sum of their cross-entropies. With --best-store the first of
+--heads is fitted on every store, the others only where it validates best, for each attribute: a network has many blocks.
 
 Part of the train split is held out, every class in proportion; its accuracy alone picks the epoch of each fit and the
 learning rate: that of the best mean over the seeds, when tabulate.py reads the cells. --labels n leaves n labelled images
@@ -63,6 +64,7 @@ def parser() -> experiment.Parser:
     options.add_argument("--heads", nargs="+", choices=HEADS, default=["mlp", "gru", "transformer"], help="heads to fit")  # fmt: skip
     options.add_argument("--attributes", nargs="+", metavar="A", help="label columns (default: all of the store)")
     options.add_argument("--joint", action="store_true", help="fit the attributes at once (default: one by one)")
+    options.add_argument("--best-store", action="store_true", help="fit all heads but the first where that validates best")  # fmt: skip
     options.add_argument(
         "--labels",
         nargs="+",
@@ -120,6 +122,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     check(args)
     device = experiment.choose_device(args.device)
     planned = [(store, list(plan(args, store))) for store in map(Store, args.stores)]
+    if not args.best_store:
+        return fit_stores(args, planned, device)
+    first = [(store, [group for group in groups if group.head == args.heads[0]]) for store, groups in planned]
+    others = [(store, [group for group in groups if group.head != args.heads[0]]) for store, groups in planned]
+    return fit_stores(args, first, device) | fit_stores(args, where_best(first, others), device)
+
+
+Planned = list[tuple[Store, list[Group]]]
+
+
+def fit_stores(args: argparse.Namespace, planned: Planned, device: torch.device) -> int:
+    """Fit what is missing of the groups of each store, and print what there is; 1 if a fit failed."""
     status = 0
     for store, groups in planned:
         pending = [part for group in groups if (part := missing(args, store, group)).seeds]
@@ -132,6 +146,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pass
         status |= report(store, groups)
     return status
+
+
+def where_best(first: Planned, others: Planned) -> Planned:
+    """Of the other groups, those on the store where the first head validates best at some time, for each of the targets."""
+    chosen: dict[tuple[str, int], tuple[float, Path]] = {}
+    for store, groups in first:
+        for (attribute, _, _, labels), cells in cells_of(store, groups)[0].items():
+            here = accuracies.choose(cells)[0], store.folder
+            chosen[attribute, labels] = max(chosen.get((attribute, labels), here), here, key=lambda found: found[0])
+    kept = []
+    for store, groups in others:
+        targets = ((group, (group.target.attributes[0], group.labels or 0)) for group in groups)
+        ours = [group for group, target in targets if target in chosen and chosen[target][1] == store.folder]
+        if ours:
+            kept.append((store, ours))
+    return kept
 
 
 def check(args: argparse.Namespace) -> None:
@@ -147,6 +177,9 @@ def check(args: argparse.Namespace) -> None:
         raise experiment.UsageError(f"--transformer-width {args.transformer_width}: expected a multiple of its 4 heads")
     if args.hide and args.keep is not None:
         raise experiment.UsageError("--hide and --keep exclude each other: --keep hides every other time")
+    if args.best_store and (args.joint or HEADS[args.heads[0]].mixes):
+        why = "is no head of one time" if HEADS[args.heads[0]].mixes else "fitted with --joint chooses for no attribute"
+        raise experiment.UsageError(f"--best-store: the first of --heads chooses the store, and {args.heads[0]} {why}")
     for name in ("seeds", "mixing_seeds", "granularity", "labels"):
         values = getattr(args, name)
         setattr(args, name, list(dict.fromkeys(values)) if values else values)
@@ -368,19 +401,28 @@ def write_attention(
     )  # fmt: skip
 
 
-def report(store: Store, groups: Sequence[Group]) -> int:
-    """Print the accuracies by attribute, head and times; 1 if a cell failed."""
-    found: dict[tuple[str, str, Any, int], list[results.Cell]] = {}
+Line = tuple[str, str, Any, int]  # attribute, method, times, number of labels (0: all)
+
+
+def cells_of(store: Store, groups: Sequence[Group]) -> tuple[dict[Line, list[results.Cell]], list[results.Cell]]:
+    """The cells of these groups, by what they have in common besides the seed; and those whose fit failed."""
+    found: dict[Line, list[results.Cell]] = {}
     failed = []
     for group in groups:
         for seed in group.seeds:
             for _, _, key in group.cells(seed):
                 cell = results.read_cell(results.cell_path(store.run / "classify", **key))
                 if cell.failed:
-                    failed.append(f"{cell.path}: {cell.value['error']}")
+                    failed.append(cell)
                 else:
                     line = (key["attribute"], accuracies.method_of(key), key["times"], key.get("labels", 0))
                     found.setdefault(line, []).append(cell)
+    return found, failed
+
+
+def report(store: Store, groups: Sequence[Group]) -> int:
+    """Print the accuracies by attribute, head and times; 1 if a cell failed."""
+    found, failed = cells_of(store, groups)
     print("attribute          head         times    labels  validation  test   chance")
     order = sorted(found, key=lambda line: (*line[:2], str(line[2]), line[3]))
     for attribute, method, times, labels in order:
@@ -391,8 +433,8 @@ def report(store: Store, groups: Sequence[Group]) -> int:
         print(
             f"{attribute:<18} {method:<12} {shown:<8} {labels or 'all':>6} {validation:>10.3f} {hits.mean():>6.3f} {chance:>7.3f}"
         )
-    for sentence in failed:
-        print(f"error: {sentence}", file=sys.stderr)
+    for cell in failed:
+        print(f"error: {cell.path}: {cell.value['error']}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 import torch
+from linear_world import make_world
 
 # Two threads, whatever the machine: results are then compared under one order of summation.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -36,3 +37,9 @@ def pytest_collection_modifyitems(items):
 def own_data(monkeypatch, tmp_path):
     """No test reads or writes the data sets of the machine it runs on."""
     monkeypatch.setenv("DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A run, its statistics, and both opened."""
+    return make_world(tmp_path)

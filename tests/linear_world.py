@@ -1,11 +1,14 @@
 """A small data set and an untrained run on it, for the tests of features and of the linear structure."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from diffusion_model import checkpoint, data, experiment, features
+from linear_structure import get_parameters, inputs
 
 SHAPE = (3, 8, 8)
 
@@ -40,6 +43,20 @@ def make_run(folder: Path, split: data.Split, config: str = "configs/edm.py:smok
     average = {name: tensor for name, tensor in state.items() if name.startswith("net.")}
     checkpoint.save(folder, 1, {"model": state, "average": average}, keep=1)
     return folder
+
+
+def make_world(folder: Path) -> tuple[Path, Path, inputs.Inputs]:
+    """A run below a folder, its statistics, and both opened."""
+    run_folder, params = make_run(folder / "run", make_data(folder / "data")), folder / "params"
+    assert get_parameters.main(["dots", "gaussian", str(params)]) == 0
+    return run_folder, params, inputs.open_inputs(run_folder, params, folder / "data", None, torch.device("cpu"))
+
+
+def run(main: Callable[[list[str]], int | None], *argv: object) -> int:
+    """Exit status of a command."""
+    with pytest.raises(SystemExit) as stop:
+        experiment.launch(main, [str(entry) for entry in argv])
+    return stop.value.code
 
 
 class Pixels:

@@ -241,6 +241,37 @@ def test_several_granularities_and_stores_at_once(tmp_path, capsys):
     assert capsys.readouterr().out.count("0 groups to do") == 2
 
 
+def test_of_several_stores_the_first_head_chooses_where_the_others_are_fitted(tmp_path, capsys):
+    def of_shape(z, labels):  # tells the shape in place of the colour
+        z = z.copy()
+        z[..., :3] += 4 * (np.eye(3)[labels[:, 1]] - np.eye(3)[labels[:, 0]])[:, None]
+        return z, labels
+
+    run = tmp_path / "run"
+    stores = [
+        write_store(run, "block-a"),
+        write_store(run, "block-b", change=of_shape),
+        write_store(run, "pixels", (0.0,)),
+    ]
+    command = [*map(str, stores), *SMALL, "--best-store", "--epochs", "8"]
+    assert classify.main(command) == 0
+    keys = [cell.key for cell in results.read_cells(run / "classify")]
+    single = {(key["source"], key["attribute"]) for key in keys if key["head"] == "mlp"}
+    assert single == {(store.name, attribute) for store in stores for attribute in ATTRIBUTES}
+    mixed = {(key["source"], key["attribute"]) for key in keys if key["head"] == "transformer"}
+    assert mixed == {("block-a", "colour"), ("block-b", "shape")}
+    capsys.readouterr()
+    assert classify.main(command) == 0
+    told = capsys.readouterr().out
+    assert told.count("0 groups to do") == 5 and "1 groups to do" not in told
+    for wrong, words in (
+        (("--heads", "gru", "mlp"), "gru is no head of one time"),
+        (("--joint",), "--joint chooses for no attribute"),
+    ):
+        told = fails(capsys, *command, *wrong, status=2)
+        assert "the first of --heads chooses the store" in told and words in told
+
+
 def test_fewer_labels_are_nested_and_held_out_in_proportion(tmp_path):
     store = write_store(tmp_path / "run")
     command = [str(store), *SMALL, "--heads", "linear", "--attributes", "colour", "--times", "0.5"]

@@ -6,30 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from linear_world import SHAPE, make_data, make_run
+from linear_world import SHAPE, run
 
-from diffusion_model import arrays, experiment, features, figures
+from diffusion_model import arrays, features, figures
 from diffusion_model.samplers import edm_levels
 from diffusion_model.score_model import ScoreModel
 from linear_structure import compare_flows, get_parameters, inputs
 from linear_structure.compare_flows import Flows, between, spread, squares
 from linear_structure.mixture import Mixture
-
-
-def run(main, *argv: object) -> int:
-    """Exit status of a command."""
-    with pytest.raises(SystemExit) as stop:
-        experiment.launch(main, [str(entry) for entry in argv])
-    return stop.value.code
-
-
-@pytest.fixture
-def world(tmp_path):
-    """A run, its statistics, and both opened."""
-    split = make_data(tmp_path / "data")
-    folder, params = make_run(tmp_path / "run", split), tmp_path / "params"
-    assert get_parameters.main(["dots", "gaussian", str(params)]) == 0
-    return folder, params, inputs.open_inputs(folder, params, tmp_path / "data", None, torch.device("cpu"))
 
 
 def flows_of(steps: int = 18, batch: int = 64, count: int = 4) -> Flows:

@@ -13,7 +13,11 @@ from diffusion_model.sources import DATASETS
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = [(name, preset) for name in ("drl", "edm") for preset in experiment.load_presets(f"configs/{name}.py")]
-STUDIES = experiment.load_presets("configs/study.py")
+STUDIES = [
+    f"configs/{name}.py:{preset}"
+    for name in ("study", "mixing")
+    for preset in experiment.load_presets(f"configs/{name}.py")
+]
 COMMANDS = {
     path.stem: path
     for path in ROOT.glob("[!t]*/*.py")
@@ -59,11 +63,11 @@ def test_the_small_network_has_the_published_size():
 
 @pytest.mark.parametrize("preset", STUDIES)
 def test_a_study_names_commands_and_options_that_exist(preset, capsys):
-    for section in experiment.load_config(f"configs/study.py:{preset}"):
+    for section in experiment.load_config(preset):
         path = COMMANDS[section]
         module = importlib.import_module(f"{path.parent.name}.{path.stem}")
         with pytest.raises(SystemExit) as stop:
-            experiment.launch(module.main, ["--config", f"configs/study.py:{preset}", "--help"])
+            experiment.launch(module.main, ["--config", preset, "--help"])
         assert stop.value.code == 0 and capsys.readouterr().out
 
 

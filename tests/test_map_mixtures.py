@@ -5,32 +5,16 @@ import json
 
 import pytest
 import torch
-from linear_world import SHAPE, make_data, make_run
+from linear_world import SHAPE, make_data, run
 
-from diffusion_model import experiment, figures
-from linear_structure import clusters, get_parameters, inputs, map_mixtures
+from diffusion_model import figures
+from linear_structure import clusters, map_mixtures
 from linear_structure.gaussian import UNIT, Gaussian
 from linear_structure.map_mixtures import States, least_rank, measure, noised, percent, truncated
 from linear_structure.measures import Comparison
 from linear_structure.mixture import Mixture
 
 D = 192
-
-
-def run(main, *argv: object) -> int:
-    """Exit status of a command."""
-    with pytest.raises(SystemExit) as stop:
-        experiment.launch(main, [str(entry) for entry in argv])
-    return stop.value.code
-
-
-@pytest.fixture
-def world(tmp_path):
-    """A run, its statistics, and both opened."""
-    split = make_data(tmp_path / "data")
-    folder, params = make_run(tmp_path / "run", split), tmp_path / "params"
-    assert get_parameters.main(["dots", "gaussian", str(params)]) == 0
-    return folder, params, inputs.open_inputs(folder, params, tmp_path / "data", None, torch.device("cpu"))
 
 
 def covariance_of(gaussian: Gaussian) -> torch.Tensor:

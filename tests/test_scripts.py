@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from run_folders import make_run
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = r"""#!/usr/bin/env bash
@@ -268,7 +269,7 @@ LINEAR = ["run_plot_scores.sh", "run_experiments_with_skips.sh"]
 
 
 @pytest.mark.parametrize(
-    "script", ["run.sh", "rep.sh", "run_all.sh", "rep_all.sh", "classify.sh", "slurm/submit.sh", *LINEAR]
+    "script", ["run.sh", "rep.sh", "run_all.sh", "rep_all.sh", "classify.sh", "mix.sh", "slurm/submit.sh", *LINEAR]
 )
 def test_help_prints_the_usage_and_runs_nothing(clone, script):
     status, commands, out, _ = clone(script, "--help")
@@ -424,6 +425,31 @@ def test_classify_takes_what_is_encoded_and_skips_what_it_has_done(clone):
     assert clone("classify.sh", *one, "--dry-run")[2].split()[1] == "pending"
     clone("classify.sh", *one, STUB_FAIL="classify.py")
     assert clone("classify.sh", *one, "--dry-run")[2].split()[1] == "pending"
+
+
+def test_mix_takes_every_source_that_a_run_has(clone):
+    runs = clone.project / "runs"
+    for mode in ("none", "reg-drl"):
+        make_run(runs / mode, **{"model.mode": mode})
+    for block in ("a", "b"):
+        (runs / "none" / "trajectories" / f"block-{block}").mkdir(parents=True)
+    status, commands, _, _ = clone("mix.sh", "runs/reg-drl/")
+    store, protocol = "runs/reg-drl/trajectories", "--config configs/mixing.py:protocol"
+    classify = f"downstream_classification/classify.py {protocol}"
+    assert status == 0
+    assert commands == [
+        f"diffusion_model/representations.py runs/reg-drl {protocol} --sources encoder untrained pixels pca",
+        f"{classify} {store}/untrained {store}/pixels {store}/pca --heads mlp linear",
+        f"{classify} {store}/encoder --best-store",
+        "downstream_classification/tabulate.py runs/reg-drl",
+    ]
+    status, commands, _, _ = clone("mix.sh", "runs/none", "cores", GPUS="2")
+    assert commands[0].startswith("-m torch.distributed.run --standalone --nproc_per_node=2 ")
+    assert commands[0].endswith("runs/none --config configs/mixing.py:cores --sources blocks pixels pca")
+    assert commands[2].endswith("runs/none/trajectories/block-a runs/none/trajectories/block-b --best-store")
+    for arguments, code, words in (((), 2, "takes RUN [PRESET]"), (("runs/absent",), 1, "runs/absent is no run")):
+        status, commands, _, told = clone("mix.sh", *arguments)
+        assert (status, commands) == (code, []) and words in told
 
 
 @pytest.mark.parametrize(

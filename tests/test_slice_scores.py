@@ -5,28 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from linear_world import SHAPE, make_data, make_run
+from linear_world import SHAPE, run
 
-from diffusion_model import experiment, figures
+from diffusion_model import figures
 from diffusion_model.score_model import ScoreModel
-from linear_structure import get_parameters, inputs, slice_scores
+from linear_structure import slice_scores
 from linear_structure.slice_scores import Slice, field, potential, span
-
-
-def run(main, *argv: object) -> int:
-    """Exit status of a command."""
-    with pytest.raises(SystemExit) as stop:
-        experiment.launch(main, [str(entry) for entry in argv])
-    return stop.value.code
-
-
-@pytest.fixture
-def world(tmp_path):
-    """A run, its statistics, and both opened."""
-    split = make_data(tmp_path / "data")
-    folder, params = make_run(tmp_path / "run", split), tmp_path / "params"
-    assert get_parameters.main(["dots", "gaussian", str(params)]) == 0
-    return folder, params, inputs.open_inputs(folder, params, tmp_path / "data", None, torch.device("cpu"))
 
 
 def test_the_plane_goes_through_its_points() -> None:
