@@ -96,6 +96,14 @@ class Parser(argparse.ArgumentParser):
         """--data, for commands that open a data set."""
         self.add_argument("--data", type=Path, help="folder of the data sets (default: $DATA, else data)")
 
+    def add_step(self) -> None:
+        """--step, for commands that open a run."""
+        self.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+
+    def add_pdf(self) -> None:
+        """--pdf, for commands that draw; `figures.save` takes it."""
+        self.add_argument("--pdf", action="store_true", help="also write the figures as PDF")
+
     def add_device(self) -> None:
         """--device, for commands that compute with torch; `choose_device` reads it."""
         self.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -61,7 +61,7 @@ def make_parser() -> experiment.Parser:
     )
     parser.add_argument("--compile", action="store_true", help="compile the encoder (minutes, once; for GPUs)")
     parser.add_argument("--batch", type=AtLeast(1), default=512, help="images read, encoded and written together")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    parser.add_step()
     parser.add_data()
     parser.add_device()
     return parser

@@ -56,7 +56,7 @@ def parser() -> experiment.Parser:
     options.add_argument("--head", default="mlp", help="head of one time to compare by")
     options.add_argument("--attributes", nargs="+", metavar="A", help="label columns (default: all that are there)")
     options.add_argument("--joint", help="take the fits of these attributes together, as classify.py --joint names them")  # fmt: skip
-    options.add_argument("--pdf", action="store_true", help="write the figures as PDF too")
+    options.add_pdf()
     return options
 
 

@@ -108,8 +108,8 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--features", choices=tuple(features.FEATURES), help="also measure in this feature space")
     parser.add_argument("--weights", type=Path, help="file of pytorch-fid's Inception weights (default: downloaded)")
     parser.add_argument("--batch", type=AtLeast(1), default=64, help="samples at once")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
-    parser.add_argument("--pdf", action="store_true", help="also write the figures as PDF")
+    parser.add_step()
+    parser.add_pdf()
     parser.add_data()
     parser.add_device()
     return parser

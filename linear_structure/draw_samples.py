@@ -45,7 +45,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--grid", default="edm", choices=tuple(GRIDS), help="how the levels are spaced")
     parser.add_argument("--seed-base", type=int, default=0, help="seed of the first image, the next has the next")
     parser.add_argument("--batch", type=AtLeast(1), default=250, help="images at once")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    parser.add_step()
     parser.add_device()
     return parser
 

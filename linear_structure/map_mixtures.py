@@ -68,8 +68,8 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--split", default="test", choices=data.SPLITS, help="which images")
     parser.add_argument("--fits", metavar="DIR", type=Path, help="folder of the fits (default: RUN/mixtures/fits)")
     parser.add_argument("--batch", type=AtLeast(1), default=256, help="images at once")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
-    parser.add_argument("--pdf", action="store_true", help="also write the figures as PDF")
+    parser.add_step()
+    parser.add_pdf()
     parser.add_data()
     parser.add_device()
     return parser

@@ -54,7 +54,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--step", type=int, help="checkpoint of all figures but one (default: the newest compared)")
     parser.add_argument("--pictures", type=AtLeast(1), default=4, help="levels at which the denoised images are shown")
     parser.add_argument("--panels", type=AtLeast(1), default=4, help="levels of the figure over checkpoints at most")
-    parser.add_argument("--pdf", action="store_true", help="also write the figures as PDF")
+    parser.add_pdf()
     return parser
 
 

@@ -33,7 +33,7 @@ def make_parser() -> experiment.Parser:
         "--margin", type=Margin(0.0), default=0.01, help="relative increase that is accepted, or spread"
     )
     parser.add_argument("--blocks", type=experiment.AtLeast(2), default=20, help="blocks of seeds for the intervals")
-    parser.add_argument("--pdf", action="store_true", help="also write the figures as PDF")
+    parser.add_pdf()
     return parser
 
 

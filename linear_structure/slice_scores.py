@@ -75,8 +75,8 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--levels", metavar="L", type=float, nargs="+", default=list(LEVELS), help="noise levels")
     parser.add_argument("--grid", type=AtLeast(2), default=25, help="points a side")
     parser.add_argument("--batch", type=AtLeast(1), default=256, help="points at once")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
-    parser.add_argument("--pdf", action="store_true", help="also write the figure as PDF")
+    parser.add_step()
+    parser.add_pdf()
     parser.add_data()
     parser.add_device()
     return parser

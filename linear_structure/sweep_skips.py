@@ -88,7 +88,7 @@ def make_parser() -> experiment.Parser:
         "--blocks", type=AtLeast(2), default=20, help="of --recommend: blocks of seeds for the intervals"
     )
     parser.add_argument("--batch", type=AtLeast(1), default=250, help="samples at once")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    parser.add_step()
     parser.add_data()
     parser.add_device()
     return parser
