@@ -8,7 +8,7 @@ fewer images, rates and epochs, narrower heads. A field is the name of an option
 
 from ml_collections import ConfigDict
 
-HEADS = ("mlp", "linear", "concat-mlp", "mean-mlp", "weights-mlp", "vote-mlp", "gru", "transformer", "transformer-one")
+HEADS = ("linear", "mlp", "concat-mlp", "mean-mlp", "weights-mlp", "vote-mlp", "gru", "transformer", "transformer-one")
 
 RATES = (1e-3, 7.5e-4, 5e-4, 2.5e-4, 1e-4, 5e-5)
 

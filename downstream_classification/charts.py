@@ -236,7 +236,7 @@ def logarithmic(places: Iterable[float]) -> Callable[[Any], None]:
 
 
 def draw_blocks(scores: Sequence[Score], attributes: Sequence[str], head: str, path: Path, pdf: bool = False) -> Path:
-    """Accuracy of the head of one time over blocks and times, a map an attribute; framed: what validation chose."""
+    """Accuracy of one head of one time over blocks and times, a map an attribute; framed: what validation chose."""
     rows, columns, *_ = arrange(len(attributes))
     blocks = sorted({score.source for score in scores}, key=in_network_order)
     times = sorted({score.times for score in scores})
@@ -244,7 +244,7 @@ def draw_blocks(scores: Sequence[Score], attributes: Sequence[str], head: str, p
     figure, axes = figures.panels(rows, columns, max(4.2, 0.42 * len(times) + 2.2), size)
     table: dict[str, list] = {name: [] for name in COLUMNS}
     for axis, attribute in zip(axes.flat, attributes, strict=False):
-        ours = [score for score in scores if score.attribute == attribute and score.method == head]
+        ours = [score for score in scores if score.attribute == attribute]
         matrix = np.full((len(blocks), len(times)), np.nan)
         for score in ours:
             matrix[blocks.index(score.source), times.index(score.times)] = 100 * score.test

@@ -106,8 +106,11 @@ def write(args: Any, table: Table, name: str, command: str) -> list[str]:
     told = [
         accuracy_tables.accuracies(table.summaries, f"{title}: test accuracy", note).upright(),
         accuracy_tables.differences(table.summaries, f"{title}: minus best single time", NOTE).upright(),
-        accuracy_tables.single_times(table.scores, list(table.summaries), args.head, f"{title}: {args.head} at single times"),
-    ]  # fmt: skip
+        *(
+            accuracy_tables.single_times(table.scores, list(table.summaries), head, f"{title}: {head} at single times")
+            for head in dict.fromkeys((args.head, *on_most_blocks(table.scores, args.head)))
+        ),
+    ]
     told = [one for one in told if one.rows]
     path = args.out / f"accuracy_{name}"
     write_texts(path, told)
@@ -181,9 +184,23 @@ def draw(args: Any, table: Table, name: str) -> Iterable[str]:
         panels = [against_labels(table, attribute, args.head) for attribute in attributes]
         axis = charts.logarithmic(labels_of(score) for score in table.scores)
         yield charts.draw(panels, args.out / f"labels_{name}.png", "labelled images", args.pdf, axis).name
-    single = [score for score in table.scores if score.family == "blocks" and not score.mixes and not score.labels]
-    if len({score.source for score in single}) > 1:
-        yield charts.draw_blocks(single, attributes, args.head, args.out / f"blocks_{name}.png", args.pdf).name
+    for head in on_most_blocks(table.scores, args.head):
+        single = [score for score in of_blocks(table.scores) if score.method == head]
+        yield charts.draw_blocks(single, attributes, head, args.out / f"blocks_{name}.png", args.pdf).name
+
+
+def of_blocks(scores: Sequence[Score]) -> list[Score]:
+    """Heads of one time on blocks of a score network, with all labels."""
+    return [score for score in scores if score.family == "blocks" and not score.mixes and not score.labels]
+
+
+def on_most_blocks(scores: Sequence[Score], head: str) -> list[str]:
+    """The head of one time that was fitted on the most blocks, this one among equals; none where there is one block only."""
+    blocks: dict[str, set[str]] = {}
+    for score in of_blocks(scores):
+        blocks.setdefault(score.method, set()).add(score.source)
+    widest = max(sorted(blocks), key=lambda method: (len(blocks[method]), method == head), default=None)
+    return [widest] if widest and len(blocks[widest]) > 1 else []
 
 
 def described(table: Table, attribute: str) -> str:

@@ -196,6 +196,19 @@ def test_block_and_time_are_chosen_by_validation_together(tmp_path):
     ]  # fmt: skip
 
 
+def test_the_map_of_blocks_is_of_the_head_that_most_of_them_have(tmp_path):
+    run = tmp_path / "edm"
+    for block, accuracy in (("block-down.0", 0.4), ("block-up.0", 0.5)):
+        write_cells(run, block, {0.0: accuracy, 1.0: 0.3}, head="linear")
+    write_cells(run, "block-up.0", {0.0: 0.6, 1.0: 0.5})
+    summary(tmp_path, run)
+    drawn = figures.read_table(tmp_path / "tables/blocks_edm.csv")
+    assert set(drawn["head"]) == {"linear"} and sorted(map(float, drawn["test"])) == [0.3, 0.3, 0.4, 0.5]
+    text = (tmp_path / "tables/accuracy_edm.md").read_text()
+    assert "mlp at single times" in text and "| t = 0 | 60.0" in text
+    assert "linear at single times" in text and "| block-down.0 | 40.0 ± 0.0 at t = 0 |" in text
+
+
 def test_blocks_stand_in_the_order_of_the_network():
     order = ["block-down.16x16_in", "block-down.16x16_block0", "block-down.8x8_down", "block-down.8x8_pyramid",
              "block-down.8x8_block0", "block-middle_block0", "block-middle_attention", "block-middle_block1", "block-up.8x8_block0",
