@@ -22,7 +22,7 @@ PRESETS = {
     "celeba":            ("celeba",        128, (1, 2, 2, 2),   4,    (16,),    -1.2, 1.2,   256, 200_000_000, 2e-4),
     "synthetic16-study": ("synthetic16",    16, (1, 2, 2),      1,    (),       -0.2, 1.8,    64,      66_000, 2e-3),
     "fashion_mnist-study": ("fashion_mnist", 16, (1, 2, 2),     1,    (),       -0.6, 1.5,    64,     150_000, 2e-3),
-    "colored_mnist-study": ("colored_mnist", 16, (1, 2, 2),     1,    (),       -0.6, 1.5,    64,      60_000, 2e-3),
+    "colored_mnist-study": ("colored_mnist", 16, (1, 2, 2),     1,    (),       -0.6, 1.5,    64,      40_000, 2e-3),
     "smoke":             ("synthetic16",     8, (1, 2),         1,    (),       -0.6, 1.5,    32,       1_280, 2e-3),
 }  # fmt: skip
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# mix.sh RUN [PRESET]: does a head that mixes times beat the best single time? Every head on every source of a trained run,
-# with a preset of configs/mixing.py: protocol (the paper's sizes; the default), cores (two CPU cores), smoke.
+# mix.sh RUN [PRESET] [-- OPTIONS of classify.py]: does a head that mixes times beat the best single time? Every head
+# on every source of a trained run, with a preset of configs/mixing.py: protocol (the paper's sizes; the default), cores (two
+# CPU cores), smoke.
 #
 #   a run with an encoder      the trained encoder with all heads; untrained encoder, pixels and PCA with heads of one time
 #   a run of mode none         every block of its score network with the first head, the best with all; pixels and PCA
 #
 # Writes RUN/trajectories/, RUN/classify/ and tables/accuracy_NAME.{md,tex,png,csv,json} in the current folder. What is done
-# is skipped: the same command goes on after an interruption. One device, or GPUS=n of them for the representations.
+# is skipped: the same command goes on after an interruption. What follows -- is added to every classification, such as
+# --attributes digit. One device, or GPUS=n of them for the representations.
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
@@ -15,12 +17,17 @@ fi
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$ROOT/scripts/names.sh"
 
-if [[ $# -lt 1 || $# -gt 2 ]]; then
-    echo "error: mix.sh takes RUN [PRESET], got: $*" >&2
+given=()
+while [[ $# -gt 0 && $1 != -- ]]; do
+    given+=("$1")
+    shift
+done
+if [[ ${#given[@]} == 0 || ${#given[@]} -gt 2 || ${given[*]} == *" -"* || ${given[0]} == -* ]]; then
+    echo "error: mix.sh takes RUN [PRESET] [-- OPTIONS of classify.py], got: ${given[*]}" >&2
     exit 2
 fi
-run=${1%/}
-config=(--config "configs/mixing.py:${2:-protocol}")
+run=${given[0]%/}
+config=(--config "configs/mixing.py:${given[1]:-protocol}")
 if [[ ! -f $run/config.json ]]; then
     echo "error: $run is no run: expected a folder with config.json, as main.py --mode train writes it" >&2
     exit 1
@@ -37,6 +44,6 @@ else
     floors=(untrained "${floors[@]}")
 fi
 classify=("$PYTHON" "$ROOT/downstream_classification/classify.py" "${config[@]}")
-"${classify[@]}" "${floors[@]/#/$run/trajectories/}" --heads mlp linear
-"${classify[@]}" "${mixing[@]}" --best-store
+"${classify[@]}" "${floors[@]/#/$run/trajectories/}" --heads mlp linear "${@:2}"
+"${classify[@]}" "${mixing[@]}" --best-store "${@:2}"
 "$PYTHON" "$ROOT/downstream_classification/tabulate.py" "$run"

@@ -447,7 +447,13 @@ def test_mix_takes_every_source_that_a_run_has(clone):
     assert commands[0].startswith("-m torch.distributed.run --standalone --nproc_per_node=2 ")
     assert commands[0].endswith("runs/none --config configs/mixing.py:cores --sources blocks pixels pca")
     assert commands[2].endswith("runs/none/trajectories/block-a runs/none/trajectories/block-b --best-store")
-    for arguments, code, words in (((), 2, "takes RUN [PRESET]"), (("runs/absent",), 1, "runs/absent is no run")):
+    _, commands, _, _ = clone("mix.sh", "runs/reg-drl", "--", "--attributes", "digit")
+    assert all(line.endswith(" --attributes digit") for line in commands[1:3])
+    refused = (
+        ((), 2, "takes RUN [PRESET]"), (("runs/none", "cores", "more"), 2, "got: runs/none cores more"),
+        (("runs/none", "--epochs"), 2, "-- OPTIONS"), (("runs/absent",), 1, "runs/absent is no run"),
+    )  # fmt: skip
+    for arguments, code, words in refused:
         status, commands, _, told = clone("mix.sh", *arguments)
         assert (status, commands) == (code, []) and words in told
 
