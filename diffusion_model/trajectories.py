@@ -98,13 +98,39 @@ class Trajectories:
         self.labels = arrays.read_array(self.folder / "labels.npy", self.meta["labels"]["crc32"])
         self.count, self.dimension, self.dtype = self.meta["count"], self.meta["dimension"], self.meta["dtype"]
         self._verified: set[str] = set()
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse sizes that are none, labels of other images, and a folder that another source or split was written to."""
+        again = f"remove {self.folder} and make it again"
+        if min(self.count, self.dimension) < 1 or not self.meta["requested"]:
+            raise ValueError(
+                f"{self.folder} holds {len(self.times)} times of {self.count} images with {self.dimension} features, "
+                f"expected at least one of each: {again}"
+            )
+        found, told = (self.labels.shape, self.labels.dtype.kind), ((self.count, len(self.attributes)), "i")
+        if found != told:
+            raise ValueError(
+                f"{self.folder}/labels.npy holds {self.labels.dtype} of shape {self.labels.shape}, expected integers of "
+                f"shape {told[0]}, as meta.json says: {again}"
+            )
+        *_, above, source, split = ("", "", *self.folder.absolute().parts)
+        for what, named in (("source", source), ("split", split)) if above == "trajectories" else ():
+            if self.meta.get(what, named) != named:
+                raise ValueError(
+                    f"{self.folder} holds the images of the {what} {self.meta[what]!r}: move it back, or {again}"
+                )
 
     def nearest(self, time: float) -> float:
         """The stored time within 1e-6 of `time`; ValueError with the list of stored times where there is none."""
         found = min(self.times, key=lambda stored: abs(stored - time))
         if not abs(found - time) <= TOLERANCE:
             stored = ", ".join(f"{entry:g}" for entry in self.times)
-            raise ValueError(f"time {time:g} is not stored in {self.folder}; stored: {stored}")
+            source = self.meta.get("source", "SOURCE")
+            raise ValueError(
+                f"time {time:g} is not stored in {self.folder}; stored: {stored}; to add it, run `python "
+                f"diffusion_model/representations.py RUN --sources {source} --times {time:g}`"
+            )
         return found
 
     def at(self, time: float) -> np.ndarray:
@@ -217,7 +243,10 @@ class Writer:
         other = [name for name in identity if name in known and self.meta.get(name) != identity[name]]
         if other:
             changes = ", ".join(f"{name}: {self.meta.get(name)!r} there, {identity[name]!r} now" for name in other)
-            raise ValueError(f"{self.folder} holds trajectories of another origin ({changes}): remove it first")
+            raise ValueError(
+                f"{self.folder} holds trajectories of another origin ({changes}): to go on with them, give the options that "
+                "made them; to make them anew, remove it first"
+            )
 
     def _write_labels(self, labels: np.ndarray) -> dict[str, Any] | None:
         if not ranks.first():
@@ -267,7 +296,9 @@ class Writer:
             fitted = rows.astype(self.meta["dtype"], copy=False)
         if not np.isfinite(fitted).all():
             largest = np.abs(rows).max()
-            raise ValueError(f"representations at time {time:g} reach {largest:.3g}, beyond float16: take float32")
+            raise ValueError(
+                f"representations at time {time:g} reach {largest:.3g}, beyond float16: take float32, after removing {self.folder}"
+            )
         return fitted
 
     def finish(self, time: float) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_model import arrays, experiment, trajectories
+from diffusion_model import checkpoint, experiment, trajectories
 from diffusion_model.trajectories import REMEDY
 from downstream_classification import fitting
 
-SAME = ("source", "dataset", "step", "weights", "mode", "widen")  # of both splits' provenance, where it is told
+SAME = (  # of both splits' provenance, where it is told
+    "source", "dataset", "step", "weights", "mode", "widen", "precision", "draws", "pooling",
+)  # fmt: skip
 LONGEST_NAME = 100  # characters of a joint fit's name
 
 
@@ -66,17 +68,21 @@ class Store:
             self._same(what, getattr(self.train, what), getattr(self.test, what))
         for what in SAME:
             self._same(what, dict(self.train.meta).get(what), dict(self.test.meta).get(what))
-        for split in (self.train, self.test):
-            told = dict(split.meta).get("split", split.folder.name)
-            if told != split.folder.name:
-                raise ValueError(f"{split.folder} holds the images of the split {told!r}: {REMEDY}")
-        config, told = self.run / "config.json", dict(self.train.meta).get("dataset")
-        trained_on = arrays.read_json(config).get("data", {}).get("name") if config.is_file() else None
-        if told and trained_on and told != trained_on:
-            raise ValueError(
-                f"{self.folder} holds images of {told}, but {self.run} was trained on {trained_on}: remove it and "
-                f"{REMEDY.removesuffix(' first')}"
-            )
+        for what, ours in self._run_says():
+            told = dict(self.train.meta).get(what)
+            if told and ours and told != ours:
+                raise ValueError(
+                    f"{self.folder} is of another run: its {what} is {told}, that of {self.run} is {ours}: remove it and "
+                    f"{REMEDY.removesuffix(' first')}"
+                )
+
+    def _run_says(self) -> list[tuple[str, Any]]:
+        """What the run's config.json says of its data and itself, by the names of the store; nothing where it has none."""
+        if not (self.run / "config.json").is_file():
+            return []
+        record = checkpoint.read_run(self.run)
+        data, mode = record["data"], record["config"].get("model.mode")
+        return [("dataset", data["name"]), ("data_hash", data["hash"]), ("mode", mode)]
 
     def _same(self, what: str, ours: Any, theirs: Any) -> None:
         if ours != theirs:

@@ -382,7 +382,13 @@ def test_a_store_of_other_images_is_refused(tmp_path, capsys):
     assert "holds the images of the split 'test'" in fails(capsys, store, *SMALL)
     run = make_run(tmp_path / "c", **{"data.name": "a"})
     store = write_store(run, told={split: {"dataset": "mnist"} for split in ("train", "test")})
-    assert "holds images of mnist, but" in (told := fails(capsys, store, *SMALL)) and "was trained on a" in told
+    assert (
+        "of another run: its dataset is mnist, that of" in (told := fails(capsys, store, *SMALL)) and " is a: " in told
+    )
+    store = write_store(tmp_path / "d", told={split: {"source": "untrained"} for split in ("train", "test")})
+    assert "holds the images of the source 'untrained'" in fails(capsys, store, *SMALL)
+    store = write_store(tmp_path / "e", told={"train": {"draws": 1}, "test": {"draws": 4}})
+    assert "train and test differ in draws (1 and 4)" in fails(capsys, store, *SMALL)
 
 
 def test_help_is_true(capsys):

@@ -1,5 +1,6 @@
 """Trajectories: grids of times, round trips, interrupted stores, and missing times told with the list."""
 
+import json
 import os
 
 import numpy as np
@@ -194,7 +195,8 @@ def test_more_times_are_added_to_a_store(store):
 
 
 def test_another_origin_is_refused(store):
-    with pytest.raises(ValueError, match="another origin \\(step: 7 there, 8 now\\): remove it first"):
+    told = r"another origin \(step: 7 there, 8 now\): .* give the options that made them; .* anew, remove it first"
+    with pytest.raises(ValueError, match=told):
         writer(store, step=8)
 
 
@@ -252,3 +254,16 @@ def test_another_type_in_meta_json_is_a_sentence(store, change, sentence):
     for reader in (trajectories.Trajectories, writer):
         with pytest.raises(ValueError, match=rf"meta\.json: {sentence}: remove .* and run"):
             reader(store)
+
+
+def test_labels_of_other_images_are_refused(tmp_path):
+    for number, labels in enumerate((LABELS[:-1], LABELS[:, 0], LABELS + 0.5, LABELS[:, :0])):
+        folder = tmp_path / str(number)
+        written = writer(folder)
+        for time in TIMES:
+            written.write(time, Z[time])
+        arrays.write_array(folder / "labels.npy", labels)
+        meta = json.loads((folder / "meta.json").read_text())
+        arrays.write_json(folder / "meta.json", meta | {"labels": arrays.describe(folder / "labels.npy")})
+        with pytest.raises(ValueError, match=r"labels\.npy holds .*, expected integers of shape \(\d+, \d+\)"):
+            trajectories.Trajectories(folder)
