@@ -29,6 +29,8 @@ CELL = {  # as classify.py writes it and `arrays.expect` takes it
     "protocol": {"chance": float, "majority": float, "classes": int, "dimension": int, "test_images": int},
 }  # fmt: skip
 MUST_AGREE = ("test_images", "test_labels", "standardise", "validation_fraction")  # or a comparison is none
+MUST_AGREE_IF_TOLD = ("train_images",)  # which cells of earlier versions do not tell
+OF_ONE_HEAD = ("learning_rates", "epochs", "batch", "sizes", "loss", "dimension")  # at all its times and in all runs
 FAMILIES = {"encoder": "trained encoder", "untrained": "untrained encoder", "pixels": "pixels", "pca": "PCA"}
 BLOCK = "block-"  # sources of this prefix are one family, whose block validation chooses
 
@@ -103,12 +105,14 @@ def read(runs: Sequence[Path], joint: str | None = None, say: Callable[[str], No
     """
     groups: dict[tuple, dict[Any, dict[tuple[int, int], results.Cell]]] = {}
     first: dict[str, results.Cell] = {}
+    alike: dict[tuple, results.Cell] = {}
     for number, cells in enumerate(of_one_fit(runs, joint)):
         for cell in cells:
             check(cell, first.setdefault(cell.key["attribute"], cell))
             key = cell.key
             mixes = isinstance(key["times"], str)
             family = (key["source"], key["attribute"], method_of(key), key.get("labels"), mixes)
+            check_head(cell, alike.setdefault(family, cell))
             groups.setdefault(family, {}).setdefault(key["times"], {})[number, key["seed"]] = cell
     scores = []
     for family, by_times in groups.items():
@@ -131,6 +135,22 @@ def of_one_fit(runs: Sequence[Path], joint: str | None) -> list[list[results.Cel
 def check(cell: results.Cell, other: results.Cell) -> None:
     """Refuse to compare cells of one attribute that were scored on other images or prepared in another way."""
     differing = [name for name in MUST_AGREE if cell.protocol.get(name) != other.protocol.get(name)]
+    refuse(cell, other, differing + differing_if_told(cell, other, MUST_AGREE_IF_TOLD))
+
+
+def check_head(cell: results.Cell, other: results.Cell) -> None:
+    """Refuse to average, or to choose among, fits of one head on one source that were made under two protocols."""
+    refuse(cell, other, differing_if_told(cell, other, OF_ONE_HEAD))
+
+
+def differing_if_told(cell: results.Cell, other: results.Cell, names: Sequence[str]) -> list[str]:
+    """Those of the fields of the protocol that both cells have and that differ."""
+    ours, theirs = dict(cell.protocol), dict(other.protocol)
+    return [name for name in names if name in ours and name in theirs and ours[name] != theirs[name]]
+
+
+def refuse(cell: results.Cell, other: results.Cell, differing: Sequence[str]) -> None:
+    """Say what two cells differ in, if there is anything."""
     if differing:
         raise ValueError(
             f"{cell.path} and {other.path} differ in {', '.join(differing)} and cannot be compared: "
@@ -197,9 +217,15 @@ def choose(cells: Sequence[results.Cell]) -> tuple[float, np.ndarray]:
 def unpack(correct: str, cell: results.Cell) -> np.ndarray:
     """Hits uint8 [N] from the hexadecimal digits of their bits; digits that are none are a ValueError."""
     try:
-        return np.unpackbits(np.frombuffer(bytes.fromhex(correct), np.uint8), count=cell.value["count"])
+        bits = np.frombuffer(bytes.fromhex(correct), np.uint8)
     except ValueError as error:
         raise ValueError(f"{cell.path}: {error}: remove it and classify again") from None
+    count = cell.value["count"]
+    if 8 * len(bits) - count not in range(8):
+        raise ValueError(
+            f"{cell.path} holds hits of {8 * len(bits)} test images, expected {count}: remove it and classify again"
+        )
+    return np.unpackbits(bits, count=count)
 
 
 def in_network_order(source: str) -> tuple[Any, ...]:

@@ -11,7 +11,8 @@ train/ and test/). For every attribute, a head of one time (linear, mlp, transfo
 granularities, and a head that mixes once on all times of each; a store of a single time gets the heads of one time alone.
 All learning rates, seeds and times of a head are fitted together. --joint fits several attributes at once: by binary
 cross-entropy where all of them are there or not, else by the sum of their cross-entropies. With --best-store the first of
---heads is fitted on every store, the others only where it validates best, for each attribute: a network has many blocks.
+--heads is fitted on every store and the others only on the one where it validates best, for each run and attribute: a
+network has many blocks. There transformer-one, a control of capacity, is fitted at the best time alone.
 
 Part of the train split is held out, every class in proportion; its accuracy alone picks the epoch of each fit and the
 learning rate: that of the best mean over the seeds, when tabulate.py reads the cells. --labels n leaves n labelled images
@@ -34,6 +35,7 @@ earlier version are read by tabulate.py as they are; to make them anew, remove R
 """
 
 import argparse
+import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -143,16 +145,25 @@ def fit_stores(args: argparse.Namespace, planned: Planned, device: torch.device)
 
 
 def where_best(first: Planned, others: Planned) -> Planned:
-    """Of the other groups, those on the store where the first head validates best at some time, for each of the targets."""
-    chosen: dict[tuple[str, int], tuple[float, Path]] = {}
+    """Of the other groups, those on the store of a run where the first head validates best at some time, for each target.
+
+    Controls of capacity (transformer-one) are fitted at that time alone.
+    """
+    chosen: dict[tuple[Path, str, int], tuple[float, Path, float]] = {}
     for store, groups in first:
-        for (attribute, _, _, labels), cells in cells_of(store, groups)[0].items():
-            here = accuracies.choose(cells)[0], store.folder
-            chosen[attribute, labels] = max(chosen.get((attribute, labels), here), here, key=lambda found: found[0])
+        for (attribute, _, time, labels), cells in cells_of(store, groups)[0].items():
+            target, here = (store.run, attribute, labels), (accuracies.choose(cells)[0], store.folder, time)
+            chosen[target] = max(chosen.get(target, here), here, key=lambda found: found[0])
     kept = []
     for store, groups in others:
-        targets = ((group, (group.target.attributes[0], group.labels or 0)) for group in groups)
-        ours = [group for group, target in targets if target in chosen and chosen[target][1] == store.folder]
+        ours = []
+        for group in groups:
+            target = store.run, group.target.attributes[0], group.labels or 0
+            _, folder, time = chosen.get(target, (0.0, None, 0.0))
+            if HEADS[group.head].control:
+                group = dataclasses.replace(group, times=tuple(there for there in group.times if there == time))
+            if folder == store.folder and group.times:
+                ours.append(group)
         if ours:
             kept.append((store, ours))
     return kept

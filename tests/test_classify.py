@@ -10,7 +10,7 @@ import pytest
 from run_folders import make_run
 
 from diffusion_model import arrays, experiment, results, trajectories
-from downstream_classification import classify
+from downstream_classification import accuracies, classify
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -253,17 +253,36 @@ def test_of_several_stores_the_first_head_chooses_where_the_others_are_fitted(tm
         write_store(run, "block-b", change=of_shape),
         write_store(run, "pixels", (0.0,)),
     ]
-    command = [*map(str, stores), *SMALL, "--best-store", "--epochs", "8"]
+    command = [
+        *map(str, stores),
+        *SMALL,
+        "--best-store",
+        "--epochs",
+        "8",
+        "--heads",
+        "mlp",
+        "transformer",
+        "transformer-one",
+    ]
     assert classify.main(command) == 0
     keys = [cell.key for cell in results.read_cells(run / "classify")]
     single = {(key["source"], key["attribute"]) for key in keys if key["head"] == "mlp"}
     assert single == {(store.name, attribute) for store in stores for attribute in ATTRIBUTES}
     mixed = {(key["source"], key["attribute"]) for key in keys if key["head"] == "transformer"}
     assert mixed == {("block-a", "colour"), ("block-b", "shape")}
+    for attribute, source in (("colour", "block-a"), ("shape", "block-b")):  # the control: at the best time alone
+        ours = [score for score in accuracies.read([run]) if (score.attribute, score.source) == (attribute, source)]
+        (control,) = (score for score in ours if score.method == "transformer-one")
+        assert control.times == accuracies.best(score for score in ours if score.method == "mlp").times
     capsys.readouterr()
     assert classify.main(command) == 0
     told = capsys.readouterr().out
     assert told.count("0 groups to do") == 5 and "1 groups to do" not in told
+    other = write_store(tmp_path / "other", "block-c")  # of another run, which has a best store of its own
+    assert classify.main([*command[:1], str(other), *command[1:]]) == 0
+    keys = [cell.key for cell in results.read_cells(tmp_path / "other" / "classify")]
+    assert {key["attribute"] for key in keys if key["head"] == "transformer"} == {*ATTRIBUTES}
+    capsys.readouterr()
     for wrong, words in (
         (("--heads", "gru", "mlp"), "gru is no head of one time"),
         (("--joint",), "--joint chooses for no attribute"),

@@ -118,6 +118,27 @@ def test_seeds_that_some_times_lack_are_left_out_aloud(tmp_path, capsys):
     assert "seeds [7] are not finished at every time and left out" in capsys.readouterr().out
 
 
+def test_fits_of_two_protocols_are_not_averaged(tmp_path, capsys):
+    runs = [make_run(tmp_path / f"drl-{seed}", seed=seed) for seed in (0, 1)]
+    for run, epochs in zip(runs, (1, 100), strict=True):
+        write_cells(run, "encoder", {0.0: 0.5, 1.0: 0.6}, epochs=epochs)
+    assert "differ in epochs and cannot be compared" in fails(capsys, *runs, "--out", tmp_path / "tables")
+    run = tmp_path / "images"
+    write_cells(run, "encoder", {0.0: 0.5}, train_images=100)
+    write_cells(run, "pixels", {0.0: 0.5}, train_images=200)
+    assert "differ in train_images and cannot be compared" in fails(capsys, run, "--out", tmp_path / "tables")
+
+
+def test_hits_that_were_cut_are_refused(tmp_path, capsys):
+    run = tmp_path / "run"
+    write_cells(run, "encoder", {0.0: 0.5}, seeds=(0,))
+    (path,) = (run / "classify").rglob("*.json")
+    cell = arrays.read_json(path)
+    cell["value"]["correct"] = cell["value"]["correct"][:10]
+    arrays.write_json(path, cell)
+    assert "holds hits of 40 test images, expected 400" in fails(capsys, run, "--out", tmp_path / "tables")
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     out = ("--out", tmp_path / "tables")
     assert "run `python downstream_classification/classify.py" in fails(capsys, tmp_path / "nothing", *out)
