@@ -419,13 +419,14 @@ class Kind:
     """A line of HEADS: how a head is made, whether it mixes times, and how it is trained.
 
     `options` is the name that its sizes go by in `classify.py` (mlp: --mlp-width; None: it has no sizes), `clip` the norm
-    to which its gradient is clipped (None: not).
+    to which its gradient is clipped (None: not). A `control` holds the capacity of a head that mixes against one time.
     """
 
     make: Callable[..., nn.Module]
     mixes: bool
     options: str | None = None
     clip: float | None = None
+    control: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, dimension: int, outputs: int, times: int, fits: int = 1, **sizes: Any) -> nn.Module:
@@ -451,5 +452,5 @@ HEADS = {
     "vote-mlp": pooled(Vote, MLP),
     "gru": Kind(GRU, True, "gru", clip=1.0),
     "transformer": Kind(Transformer, True, "transformer", clip=1.0),
-    "transformer-one": Kind(Transformer, False, "transformer", clip=1.0),
+    "transformer-one": Kind(Transformer, False, "transformer", clip=1.0, control=True),
 }

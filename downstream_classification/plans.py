@@ -10,6 +10,7 @@ T is a time, or `all10` for all times of granularity 10. Fields in brackets stan
 of earlier versions are found where they were.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,7 @@ class Group:
 
     def of_seeds(self, seeds: Sequence[int]) -> "Group":
         """The same group with these seeds alone."""
-        return Group(self.source, self.head, self.target, self.times, self.view, self.labels, self.hiding, tuple(seeds))
+        return dataclasses.replace(self, seeds=tuple(seeds))
 
 
 def single_groups(
