@@ -92,6 +92,11 @@ def health(store: trajectories.Trajectories, record: dict[str, Any], newest: int
     train = meta.get("split") == "train" and meta.get("data_hash") != own["hash"]
     if train or meta.get("dataset", own["name"]) != own["name"]:
         raise ValueError(f"it is of another data set than the run: remove {store.folder.parent}")
+    mode = record["config"].get("model.mode")
+    if meta.get("mode", mode) != mode:
+        raise ValueError(
+            f"it is of a run of mode {meta['mode']}, this one is of mode {mode}: remove {store.folder.parent}"
+        )
     for time in store.times:
         if verify:
             deque(store.blocks(time), maxlen=0)

@@ -224,18 +224,28 @@ def encode_split(args: Any, model: ScoreModel, readout: Readout, about: dict[str
 def write_moments(folder: Path, split: data.Split, store: Path) -> None:
     """RUN/moments/images and RUN/moments/z_TIME: sums of the training images (uint8) and of z at each time.
 
+    Those of z name the checksum of the codes that they are of, and are made anew where the store has been.
     Ranks share the batches of the images and the times of z.
     """
     readouts.image_moments(folder, split)
     z = Trajectories(store)
     described = {"dataset": split.name, "data_hash": split.hash, "split": split.split, "values": "z"}
     targets = {time: folder / f"z_{time:.8f}" for time in z.times}
-    missing = ranks.from_first([time for time in z.times if not arrays.is_finished(targets[time])])
+    codes = {time: z.meta["stored"][f"{time:.8f}"]["crc32"] for time in z.times}
+    missing = ranks.from_first([time for time in z.times if not are_of(targets[time], z.count, codes[time])])
     for time in ranks.deal(missing):
-        held = moments.Moments(z.dimension, **described, time=time)
+        held = moments.Moments(z.dimension, **described, time=time, codes=codes[time])
         for _, rows in z.blocks(time):
             held.update(rows)
         held.save(targets[time])
+
+
+def are_of(folder: Path, count: int, codes: int) -> bool:
+    """Whether moments of z are there and of these codes; those of earlier versions tell their number alone."""
+    if not arrays.is_finished(folder):
+        return False
+    meta = dict(arrays.read_meta(folder, "moments", f"remove {folder}"))
+    return meta.get("count") == count and meta.get("codes", codes) == codes
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Turning images into features: every source says what it must, and the stores are the same however they were made."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -230,6 +232,17 @@ def test_missing_moments_are_made_though_every_time_is_stored(drl):
     before = contents(drl / "moments")
     for name in ("images", "z_0.50000000"):  # as if the command had been killed before their last file
         (drl / "moments" / name / "meta.json").unlink()
+    assert call(representations, drl, *OPTIONS) == 0
+    assert contents(drl / "moments") == before
+
+
+def test_moments_are_made_anew_where_the_codes_are_others(drl):
+    assert call(representations, drl, *OPTIONS) == 0
+    before = contents(drl / "moments")
+    shutil.rmtree(drl / "trajectories")
+    assert call(representations, drl, *OPTIONS, "--limit", 20) == 0
+    assert Moments.load(drl / "moments" / "z_0.50000000").count == 20
+    shutil.rmtree(drl / "trajectories")
     assert call(representations, drl, *OPTIONS) == 0
     assert contents(drl / "moments") == before
 
