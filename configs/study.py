@@ -17,7 +17,7 @@ ESTIMATE_MI = {
 
 # classify                   rates        epochs  seeds   of heads that mix: rates, epochs, seeds  batch  dropout  mlp  transformer, inner
 CLASSIFY = {
-    "embedded":              ((3e-3, 1e-2),    6, (0, 1),       (3e-3,),         18,     (0,),           64,    0.0,  128,      32,     64),
+    "embedded":              ((3e-3, 1e-2),   18, (0, 1),       (3e-3,),         18,     (0,),           64,    0.0,  128,      32,     64),
     "FashionMNIST":          ((1e-3, 3e-3),   20, (0, 1),       (1e-3,),         30,     (0, 1),        128,   0.25,  256,      64,    128),
     "smoke":                 ((3e-3,),         1, (0,),         (3e-3,),          1,     (0,),          128,    0.0,   16,      16,     16),
 }  # fmt: skip

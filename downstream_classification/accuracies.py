@@ -254,6 +254,11 @@ def of_several_times(scores: Sequence[Score]) -> list[Score]:
     ]
 
 
+def of_one_time(scores: Iterable[Score], head: str | None) -> list[Score]:
+    """The scores of this head of one time; None: of all of them."""
+    return [score for score in scores if not score.mixes and head in (None, score.method)]
+
+
 def best(scores: Iterable[Score]) -> Score | None:
     """The score of the highest validation accuracy, the first of equals; None where there is none."""
     return max(scores, key=lambda score: score.validation, default=None)

@@ -26,9 +26,17 @@ def accuracies(summaries: Summaries, title: str, note: str) -> Table:
 
 
 def differences(summaries: Summaries, title: str, note: str) -> Table:
-    """Every head minus the best single time of its source, and minus that of its own read-out; trained minus untrained."""
-    rows = []
+    """Every head minus the best single time of its source, and minus that of its own read-out; trained minus untrained.
+
+    A row of each source names what its heads are compared with.
+    """
+    rows: list[tuple[str, ...]] = []
+    named = set()
     for family, method in dict.fromkeys(row for summary in summaries.values() for row in methods_of(summary)):
+        if family not in named:
+            named.add(family)
+            singles = (summary["sources"].get(family, {}).get("single") for summary in summaries.values())
+            rows.append((f"{FAMILIES.get(family, family)}: best single time", *map(view, singles)))
         cells = [
             summary["sources"].get(family, {}).get("minus_single", {}).get(method) for summary in summaries.values()
         ]
@@ -121,12 +129,33 @@ def entry_of(summary: Mapping[str, Any], family: str, method: str) -> Mapping[st
 
 def accuracy(entry: Mapping[str, Any] | None) -> str:
     """`72.1 +- 0.4 at t = 0.3`, or a dash."""
-    if not entry:
-        return "-"
+    return f"{spread(entry['accuracy'], entry['deviation'])} at {place(entry)}" if entry else "-"
+
+
+def view(entry: Mapping[str, Any] | None) -> str:
+    """`mlp at t = 0.3`, or a dash."""
+    return f"{entry['head']} at {place(entry)}" if entry else "-"
+
+
+def place(entry: Mapping[str, Any]) -> str:
+    """`t = 0.3` or `k = 10`, after the block where a family has several."""
     times = entry.get("best_time")
     where = [entry["source"].removeprefix("block-")] if "source" in entry else []
     where += [f"t = {times:.3g}"] if times is not None else [f"k = {str(entry['times']).removeprefix('all')}"]
-    return f"{spread(entry['accuracy'], entry['deviation'])} at {', '.join(where)}"
+    return ", ".join(where)
+
+
+def verdict(attribute: str, summary: Mapping[str, Any]) -> str | None:
+    """One sentence: what mixing adds to the best single time; None where one of the two is missing."""
+    if "best_mixed" not in summary:
+        return None
+    mixed, single = summary["mixed"][summary["best_mixed"]], main_single(summary)
+    gain = summary["mixed_minus_single"][summary["best_mixed"]]
+    word = "mixing helps" if gain["low"] > 0 else "mixing hurts" if gain["high"] < 0 else "no difference can be told"
+    return (
+        f"{attribute}: {mixed['head']} {accuracy(mixed)}, best single time {accuracy(single)} ({single['head']}): "
+        f"{difference(gain)} points, {word}"
+    )
 
 
 def spread(mean: float, deviation: float | None) -> str:

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from diffusion_model import figures
-from downstream_classification.accuracies import FAMILIES, Score, best, in_network_order, of_several_times
+from downstream_classification.accuracies import FAMILIES, Score, best, in_network_order, of_one_time, of_several_times
 from downstream_classification.summaries import families, main_family
 
 GREY = "#808080"
 CONTROLS = {"untrained": ("s", "-."), "pixels": ("x", ":"), "pca": ("+", "--")}  # marker and line, in grey
 SINGLE = figures.COLOURS[0]
-SINGLE_LINES = ("--", ":", "-.")  # of heads of one time other than the one compared by
+SINGLE_LINES = {"mlp": "-", "linear": "--"}  # of heads of one time; of all others dotted
 MIXING = {
     "concat": "#009E73",
     "mean": "#E69F00",
@@ -30,6 +30,7 @@ MIXING = {
     "gru": "#000000",
     "transformer": "#D55E00",
 }  # colours of heads that mix, by the first word of their names
+OTHERS = ("#332288", "#117733", "#882255", "#999933", "#AA4499")  # of heads that are not listed there
 READOUT_LINES = {"linear": "--"}  # by the last word; of all others solid
 HIDING_LINES = (":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))  # of heads from which something was hidden
 MOST_MARKS = 20  # points of a line; of more, none is marked
@@ -64,7 +65,7 @@ def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     hiding = [method for method in ordered if "(" in method]
     return {
         method: {
-            "color": MIXING.get(kind_of(method), figures.COLOURS[3]),
+            "color": MIXING.get(kind_of(method), OTHERS[sum(map(ord, kind_of(method))) % len(OTHERS)]),
             "linestyle": HIDING_LINES[hiding.index(method) % len(HIDING_LINES)]
             if method in hiding
             else READOUT_LINES.get(method.partition("-")[2], "-"),
@@ -109,6 +110,7 @@ def draw(
         axis.set_axis_off()
     for index, axis in enumerate(axes.flat):
         axis.set_ylabel("test accuracy" if index % columns == 0 else "")
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.set_xlabel(x if index + columns >= len(panels) else "")
     figure.legend(handles.values(), handles, loc="outside right upper", frameon=False)
     return figures.save(figure, path, table, pdf)
@@ -151,16 +153,17 @@ def record(table: dict[str, list], panel: str, score: Score, place: float | None
         column.append(value)
 
 
-def over_times(scores: Sequence[Score], title: str, head: str) -> Panel:
+def over_times(scores: Sequence[Score], title: str, head: str | None) -> Panel:
     """Accuracy against single time, the heads that mix as levels; of blocks, the one that validation chose."""
     whole = of_several_times([score for score in scores if score.labels is None])
     main = main_family(whole)
     panel = Panel(title, chance=whole[0].protocol["chance"])
     for family in families(whole):
         single = [score for score in whole if score.family == family and not score.mixes]
-        methods = [head, *sorted({score.method for score in single} - {head})]
-        for place, method in enumerate(methods if family == main else [head]):
-            add_single(panel, [score for score in single if score.method == method], family == main, place)
+        chosen = best(of_one_time(single, head))
+        methods = {score.method for score in single} if family == main else {chosen.method} if chosen else set()
+        for method in sorted(methods, key=lambda method: (method != (chosen and chosen.method), method)):
+            add_single(panel, of_one_time(single, method), family == main)
     ours = [score for score in whole if score.family == main and score.mixes]
     grids = {score.granularity for score in ours}
     seen = f"all times of k = {grids.pop()}" if len(grids) == 1 else "all times"
@@ -169,40 +172,42 @@ def over_times(scores: Sequence[Score], title: str, head: str) -> Panel:
     return panel
 
 
-def add_single(panel: Panel, scores: Sequence[Score], main: bool, place: int) -> None:
+def add_single(panel: Panel, scores: Sequence[Score], main: bool) -> None:
     """The line of one head at single times, of the source that validation chose; a level where there is one time."""
-    if not scores:
-        return
     chosen = best(scores)
     points = {score.times: score for score in scores if score.source == chosen.source}
     name = (
         f"{FAMILIES.get(chosen.family, 'best block' if chosen.family == 'blocks' else chosen.source)}, {chosen.method}"
     )
-    marker, line = ("o", "-") if main else CONTROLS.get(chosen.family, ("^", "-."))
+    marker, line = CONTROLS.get(chosen.family, ("^", "-."))
+    if main:
+        line = SINGLE_LINES.get(chosen.method, ":")
+        marker = "o" if line == "-" else None
     look: dict[str, Any] = {"color": SINGLE if main else GREY, "linestyle": line}
-    if main and place:
-        marker, look["linestyle"] = None, SINGLE_LINES[(place - 1) % len(SINGLE_LINES)]
     if len(points) > 1:
         panel.lines.append(Line(f"{name} at each time", points, {**look, "marker": marker}))
     else:
         panel.levels.append((name, chosen, look))
 
 
-def compared(scores: Sequence[Score], head: str) -> dict[str, tuple[list[Score], dict[str, Any]]]:
+def compared(scores: Sequence[Score], head: str | None) -> dict[str, tuple[list[Score], dict[str, Any]]]:
     """What the other figures compare in the main family: the single head, and each head that mixes, with their looks."""
     family = main_family(scores)
     ours = [score for score in scores if score.family == family]
     found = {}
-    single = [score for score in ours if not score.mixes and score.method == head]
+    single = of_one_time(ours, head)
     if single:
-        found[f"{head}, best single time"] = (single, {"color": SINGLE, "linestyle": "-"})
+        found[f"{head}, best single time" if head else "best single time"] = (
+            single,
+            {"color": SINGLE, "linestyle": "-"},
+        )
     for method, look in looks(score.method for score in ours if score.mixes).items():
         found[method] = ([score for score in ours if score.method == method and score.mixes], look)
     return found
 
 
 def against(
-    scores: Sequence[Score], title: str, head: str, place: Callable[[Score], Iterable[float]]
+    scores: Sequence[Score], title: str, head: str | None, place: Callable[[Score], Iterable[float]]
 ) -> Panel:  # fmt: skip
     """A panel of the single head and the heads that mix, each at its best view among those of one place."""
     panel = Panel(title, chance=scores[0].protocol["chance"])

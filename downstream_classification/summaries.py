@@ -1,8 +1,9 @@
 """Summaries: each source at the block and time that validation chose, every head on it, and the paired differences.
 
 For each family of sources (trained encoder, untrained encoder, pixels, PCA, blocks of a score network) the *single* is
-the head of one time that everything is compared by, at its best block and time; every other head stands at its own best
-block, time or granularity (above 1), all chosen by validation. Test accuracies choose nothing. A head that mixes is also compared
+what everything is compared by: of all heads of one time, or of one that is asked for, the one that validates best, at its
+best block and time. Every other head stands at its own best block, time or granularity (above 1), all chosen by validation,
+and so is the head that speaks for mixing. Test accuracies choose nothing. A head that mixes is also compared
 with the head of one time that has its own read-out, so that capacity is not mistaken for mixing.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from downstream_classification import bootstrap
-from downstream_classification.accuracies import FAMILIES, Score, best, of_several_times
+from downstream_classification.accuracies import FAMILIES, Score, best, of_one_time, of_several_times
 
 Summary = dict[str, Any]
 ALIKE = {
@@ -33,32 +34,37 @@ def main_family(scores: Sequence[Score]) -> str:
     return next((name for name in ("encoder", "blocks") if name in there), there[0])
 
 
-def summarise(scores: Sequence[Score], attribute: str, head: str) -> Summary:
+def summarise(scores: Sequence[Score], attribute: str, head: str | None) -> Summary:
     """The summary of one attribute: every family's single, and of the main family the heads that mix and what they add."""
     ours = [score for score in scores if score.attribute == attribute and score.labels is None]
     ours = of_several_times(ours)
     sources = {name: summarise_family([score for score in ours if score.family == name], head) for name in families(ours)}  # fmt: skip
     main = main_family(ours)
     chosen = {name: chosen_single(ours, name, head) for name in sources}
-    mixing = [score.method for score in ours if score.family == main and score.mixes]
+    mixing = [score for score in ours if score.family == main and score.mixes]
     summary: Summary = {name: ours[0].protocol[name] for name in ("chance", "majority", "classes")}
     summary |= {name: entry["single"] for name, entry in sources.items() if "single" in entry}
-    summary["mixed"] = {method: sources[main]["methods"][method] for method in dict.fromkeys(mixing)}
+    summary["mixed"] = {
+        method: sources[main]["methods"][method] for method in dict.fromkeys(score.method for score in mixing)
+    }
     if chosen.get("encoder") and chosen.get("untrained"):
         summary["encoder_minus_untrained"] = difference(chosen["encoder"], chosen["untrained"])
     if chosen[main]:
         summary["mixed_minus_single"] = {method: sources[main]["minus_single"][method] for method in summary["mixed"]}
+        if mixing:
+            summary["best_mixed"] = best(mixing).method
     return summary | {"sources": sources}
 
 
-def chosen_single(scores: Sequence[Score], family: str, head: str) -> Score | None:
-    """The head of one time at the block and time of a family that validate best."""
-    return best(score for score in scores if score.family == family and not score.mixes and score.method == head)
+def chosen_single(scores: Sequence[Score], family: str, head: str | None) -> Score | None:
+    """The head of one time (None: any) at the block and time of a family that validate best."""
+    return best(of_one_time((score for score in scores if score.family == family), head))
 
 
-def summarise_family(scores: Sequence[Score], head: str) -> Summary:
+def summarise_family(scores: Sequence[Score], head: str | None) -> Summary:
     """One family: its single, its other heads, each where it validates best, and these minus the single."""
-    single = best(score for score in scores if not score.mixes and score.method == head)
+    single = best(of_one_time(scores, head))
+    head = single.method if single else head
     others = {
         method: best(score for score in scores if score.method == method)
         for method in dict.fromkeys(score.method for score in scores)

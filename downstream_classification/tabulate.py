@@ -53,7 +53,7 @@ def parser() -> experiment.Parser:
     options.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders with classify/")
     options.add_argument("--out", type=Path, default=Path("tables"), metavar="DIR", help="folder to write to")
     options.add_argument("--name", help="of what is written (default: the run's; of several settings: comparison)")
-    options.add_argument("--head", default="mlp", help="head of one time to compare by")
+    options.add_argument("--head", help="head of one time to compare by (default: the one that validates best)")
     options.add_argument("--attributes", nargs="+", metavar="A", help="label columns (default: all that are there)")
     options.add_argument("--joint", help="take the fits of these attributes together, as classify.py --joint names them")  # fmt: skip
     options.add_pdf()
@@ -78,8 +78,10 @@ def tabulate(args: Any, setting: settings.Setting) -> Table:
     """The scores and summaries of one setting; what is asked for and not there is an error."""
     scores = accuracies.read(setting.runs, args.joint)
     heads = sorted({score.method for score in scores if not score.mixes})
-    if args.head not in heads:
-        where = ", ".join(map(str, setting.runs))
+    where = ", ".join(map(str, setting.runs))
+    if not heads:
+        raise ValueError(f"{where} holds no head of one time to compare with: run classify.py with --heads mlp too")
+    if args.head not in (None, *heads):
         raise experiment.UsageError(f"--head: no results of {args.head!r} in {where}; there are: {', '.join(heads)}")
     attributes = list(dict.fromkeys(score.attribute for score in scores if score.labels is None))
     for name in args.attributes or []:
@@ -108,7 +110,7 @@ def write(args: Any, table: Table, name: str, command: str) -> list[str]:
         accuracy_tables.differences(table.summaries, f"{title}: minus best single time", NOTE).upright(),
         *(
             accuracy_tables.single_times(table.scores, list(table.summaries), head, f"{title}: {head} at single times")
-            for head in dict.fromkeys((args.head, *on_most_blocks(table.scores, args.head)))
+            for head in shown_heads(table, args.head)
         ),
     ]
     told = [one for one in told if one.rows]
@@ -121,7 +123,7 @@ def write(args: Any, table: Table, name: str, command: str) -> list[str]:
         "kind": "accuracy summary",
         "run": str(table.setting.runs[0]),
         "runs": list(map(str, table.setting.runs)),
-        "head": args.head,
+        "head": args.head or "the head of one time that validates best",
         "source": summaries.main_family(table.scores),
         "attributes": table.summaries,
         "protocol": {
@@ -135,12 +137,23 @@ def write(args: Any, table: Table, name: str, command: str) -> list[str]:
     }
     arrays.write_json(path.with_name(path.name + ".json"), summary)
     print(texts.markdown(told))
+    for attribute, found in table.summaries.items():
+        print(
+            accuracy_tables.verdict(attribute, found) or f"{attribute}: no head that mixes beside one of a single time"
+        )
     return [f"accuracy_{name}{end}" for end in (".md", ".tex", ".json", "_table.csv")]
 
 
+def shown_heads(table: Table, head: str | None) -> list[str]:
+    """The heads of one time whose every time is told: the one asked for, or those chosen, and that of most blocks."""
+    chosen = [accuracy_tables.main_single(found) for found in table.summaries.values()]
+    heads = [head] if head else [single["head"] for single in chosen if single]
+    return list(dict.fromkeys([*heads, *on_most_blocks(table.scores, head)]))
+
+
 NOTE = (
-    "Paired differences in points [95 % interval over encoders, head seeds inside them, and test images]; each side at the "
-    "view that validation chose."
+    "Paired differences in points [95 % interval over encoders, head seeds inside them, and test images]. Validation chose "
+    "the head, block, time and granularity of both sides."
 )
 
 
@@ -194,7 +207,7 @@ def of_blocks(scores: Sequence[Score]) -> list[Score]:
     return [score for score in scores if score.family == "blocks" and not score.mixes and not score.labels]
 
 
-def on_most_blocks(scores: Sequence[Score], head: str) -> list[str]:
+def on_most_blocks(scores: Sequence[Score], head: str | None) -> list[str]:
     """The head of one time that was fitted on the most blocks, this one among equals; none where there is one block only."""
     blocks: dict[str, set[str]] = {}
     for score in of_blocks(scores):
@@ -209,7 +222,7 @@ def described(table: Table, attribute: str) -> str:
     return f"{attribute} ({summary['classes']} classes, chance {100 * summary['chance']:.3g} %)"
 
 
-def against_granularity(table: Table, attribute: str, head: str, grids: Sequence[int]) -> charts.Panel:
+def against_granularity(table: Table, attribute: str, head: str | None, grids: Sequence[int]) -> charts.Panel:
     """Accuracy against granularity: of a single time, the best of those that a granularity has."""
     times = {k: trajectories.grid(k) for k in grids}
 
@@ -228,7 +241,7 @@ def labels_of(score: Score) -> int:
     return score.labels or score.protocol.get("train_images", 0)
 
 
-def against_labels(table: Table, attribute: str, head: str) -> charts.Panel:
+def against_labels(table: Table, attribute: str, head: str | None) -> charts.Panel:
     """Accuracy against the number of labelled images."""
     scores = accuracies.of_several_times(table.of(attribute, whole=False))
     return charts.against(scores, described(table, attribute), head, lambda score: [labels_of(score)])

@@ -251,14 +251,14 @@ def test_of_several_stores_the_first_head_chooses_where_the_others_are_fitted(tm
     stores = [
         write_store(run, "block-a"),
         write_store(run, "block-b", change=of_shape),
-        write_store(run, "pixels", (0.0,)),
+        write_store(run, "block-c", (0.0,)),
     ]
     command = [
         *map(str, stores),
         *SMALL,
         "--best-store",
         "--epochs",
-        "8",
+        "5",
         "--heads",
         "mlp",
         "transformer",

@@ -284,7 +284,7 @@ def test_a_head_that_mixes_is_compared_with_a_single_time_of_its_own_read_out(tm
     write_cells(run, "encoder", {0.0: 0.3, 0.5: 0.4}, head="linear")
     write_cells(run, "encoder", {"all2": 0.6}, head="vote-linear")
     write_cells(run, "encoder", {0.0: 0.85}, head="transformer-one")
-    found = summary(tmp_path, run)["attributes"]["shape"]["sources"]["encoder"]
+    found = summary(tmp_path, run, "--head", "mlp")["attributes"]["shape"]["sources"]["encoder"]
     gains = {method: (gain["head"], gain["difference"]) for method, gain in found["minus_alike"].items()}
     assert gains == {
         "vote-linear": ("linear", pytest.approx(0.2)),
@@ -292,6 +292,25 @@ def test_a_head_that_mixes_is_compared_with_a_single_time_of_its_own_read_out(tm
     }
     assert found["minus_single"]["vote-linear"]["difference"] == pytest.approx(-0.2)
     assert "| trained encoder: vote-linear, minus linear | +20.0 [" in (tmp_path / "tables/accuracy_drl.md").read_text()
+
+
+def test_the_best_single_time_is_that_of_every_head_and_mixing_gets_one_verdict(tmp_path, capsys):
+    run = study(tmp_path / "drl")
+    write_cells(run, "encoder", {0.0: 0.3, 0.5: 0.95}, head="linear", validations={0.0: 0.3, 0.5: 0.9})
+    write_cells(run, "encoder", {"all2": 0.99}, head="gru", validations={"all2": 0.5})  # validation cannot see it
+    found = summary(tmp_path, run)["attributes"]["shape"]
+    assert (found["encoder"]["head"], found["encoder"]["best_time"], found["best_mixed"]) == (
+        "linear",
+        0.5,
+        "transformer",
+    )
+    assert found["mixed_minus_single"]["transformer"]["difference"] == pytest.approx(-0.05)
+    assert found["untrained"]["head"] == "mlp"
+    text = (tmp_path / "tables/accuracy_drl.md").read_text()
+    assert "| trained encoder: best single time | linear at t = 0.5 |" in text
+    told = capsys.readouterr().out
+    assert "shape: transformer 90.0 +- 0.0 at k = 2, best single time 95.0 +- 0.0 at t = 0.5 (linear): -5.0 [" in told
+    assert told.count(" points, mixing hurts") + told.count(" points, no difference can be told") == 1
 
 
 def test_a_single_time_is_no_mixture(tmp_path):
