@@ -192,6 +192,9 @@ def launch(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     except KeyboardInterrupt:
         print("interrupted: run the same command to go on from here", file=sys.stderr)
         status = 130
+    except BrokenPipeError:  # whoever reads has seen enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     except (ValueError, OSError, FloatingPointError) as error:
         of_the_system = isinstance(error, OSError) and error.strerror
         if not of_the_system and not _is_ours(error):

@@ -82,7 +82,9 @@ def finished(root: Path, key: dict[str, Any], protocol: dict[str, Any]) -> Cell 
     )
     if other:
         changes = ", ".join(f"{name}: {cell.protocol.get(name)!r} there, {written.get(name)!r} now" for name in other)
-        raise ValueError(f"{path} was made under another protocol ({changes}): remove {root} or write elsewhere")
+        raise ValueError(
+            f"{path} was made under another protocol ({changes}): give the options it was made with, or remove {path.parent}"
+        )
     return cell
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from diffusion_model import figures
 from downstream_classification.accuracies import FAMILIES, Score, best, in_network_order, of_one_time, of_several_times
@@ -109,8 +109,8 @@ def draw(
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
     for index, axis in enumerate(axes.flat):
-        axis.set_ylabel("test accuracy" if index % columns == 0 else "")
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.set_ylabel("test accuracy, %" if index % columns == 0 else "")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
         axis.set_xlabel(x if index + columns >= len(panels) else "")
     figure.legend(handles.values(), handles, loc="outside right upper", frameon=False)
     return figures.save(figure, path, table, pdf)

@@ -81,7 +81,9 @@ def attribute_folders(args: argparse.Namespace) -> list[Path]:
     root = args.run / "attention" / f"source={args.source}"
     there = {folder.name.partition("=")[2]: folder for folder in sorted(root.glob("attribute=*"))}
     if not there:
-        raise FileNotFoundError(f"no attention in {root}: {REMEDY}")
+        others = sorted(folder.parent.name.partition("=")[2] for folder in root.parent.glob("source=*/attribute=*"))
+        remedy = f"pass --source with one of {', '.join(dict.fromkeys(others))}" if others else REMEDY
+        raise FileNotFoundError(f"no attention in {root}: {remedy}")
     for name in args.attributes or []:
         if name not in there:
             raise ValueError(f"no attention for attribute {name!r} in {root}; there is: {', '.join(there)}")

@@ -8,7 +8,7 @@
 #
 # Writes RUN/trajectories/, RUN/classify/ and tables/accuracy_NAME.{md,tex,png,csv,json} in the current folder. What is done
 # is skipped: the same command goes on after an interruption. What follows -- is added to every classification, such as
-# --attributes digit. One device, or GPUS=n of them for the representations.
+# --attributes digit. Before another preset, remove RUN/classify. One device, or GPUS=n of them for the representations.
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
