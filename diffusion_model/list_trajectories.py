@@ -5,7 +5,9 @@
 
 A line for each source and split. A store is whole, unfinished (being written, or interrupted: the share of rows that is
 there), of another step than the run's newest checkpoint, or broken, with the reason; --verify reads every file for its
-checksum and for values that are not finite. Exit status 1 if one is broken.
+checksum and for values that are not finite, and tells "over t", the share of the variance that lies between the times of
+an image: 0 where trajectories stand still and leave nothing to mix, 1 where times have nothing in common. Exit status 1 if
+one is broken.
 """
 
 import json
@@ -35,6 +37,7 @@ class Row:
     dtype: str = ""
     size: int = 0
     step: int | None = None
+    over_times: float | None = None
     provenance: dict[str, Any] | None = None
 
 
@@ -69,6 +72,7 @@ def describe(folder: Path, record: dict[str, Any], newest: int | None, verify: b
         store = trajectories.Trajectories(folder, unfinished=True)
         fill(row, store)
         row.health = health(store, record, newest, verify)
+        row.over_times = store.share_over_times() if verify else None
     except (ValueError, OSError) as error:
         row.health = f"{BROKEN}{error}"
     return row
@@ -114,7 +118,9 @@ def health(store: trajectories.Trajectories, record: dict[str, Any], newest: int
 
 def table(rows: Sequence[Row]) -> str:
     """The stores as aligned columns."""
-    cells = [("source", "split", "times", "levels", "images", "features", "dtype", "MB", "step", "data", "health")]
+    cells = [
+        ("source", "split", "times", "levels", "images", "features", "dtype", "MB", "over t", "step", "data", "health")
+    ]
     for row in rows:
         levels = "" if row.levels is None else " to ".join(f"{level:.3g}" for level in dict.fromkeys(row.levels))
         levels = "clean" if row.source in readouts.TIMELESS else levels
@@ -123,7 +129,8 @@ def table(rows: Sequence[Row]) -> str:
         step = "" if row.step is None else f"{row.step:,}"
         origin = f"{told.get('dataset', '')} {told.get('data_hash', '')[:8]}".strip()
         counts = (f"{row.count:,}", f"{row.dimension:,}", row.dtype, f"{row.size / 1e6:.1f}") if told else ("",) * 4
-        cells.append((row.source, row.split, times, levels, *counts, step, origin, row.health))
+        moving = "" if row.over_times is None else f"{row.over_times:.2%}"
+        cells.append((row.source, row.split, times, levels, *counts, moving, step, origin, row.health))
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells

@@ -190,6 +190,20 @@ class Trajectories:
                 chosen[block, index] = z
         return chosen
 
+    def share_over_times(self, most: int = 2_000, entries: int = 20_000_000) -> float | None:
+        """Share of the variance that is between the times of one image: 0 of constant trajectories, 1 of independent times.
+
+        Of the first images, as many as `most` and `entries` of their features allow, the mean of each time removed. None
+        of a single time, of a single image, and of features that do not vary.
+        """
+        count = min(most, self.count, max(2, entries // max(1, len(self.times) * self.dimension)))
+        if len(self.times) < 2 or count < 2:
+            return None
+        z = self.select(rows=np.arange(count)).astype(np.float64)
+        z -= z.mean(axis=0)
+        whole = np.square(z).mean(axis=1).sum()
+        return float(z.var(axis=1, ddof=1).sum() / whole) if whole > 0 else None
+
     def _finite(self, z: np.ndarray) -> np.ndarray:
         if not np.isfinite(z).all():
             raise ValueError(

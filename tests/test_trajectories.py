@@ -267,3 +267,22 @@ def test_labels_of_other_images_are_refused(tmp_path):
         arrays.write_json(folder / "meta.json", meta | {"labels": arrays.describe(folder / "labels.npy")})
         with pytest.raises(ValueError, match=r"labels\.npy holds .*, expected integers of shape \(\d+, \d+\)"):
             trajectories.Trajectories(folder)
+
+
+def test_the_share_of_the_variance_over_the_times(tmp_path):
+    """0 of trajectories that stand still, 1 of independent times, and what is drawn in between."""
+    random = np.random.default_rng(0)
+    still, moving = random.normal(size=(400, 1, 8)), random.normal(size=(400, 5, 8))
+    for weight in (0.0, 0.3, 1.0):
+        z = (
+            np.sqrt(1 - weight) * still + np.sqrt(weight) * moving + np.arange(5)[:, None]
+        )  # times may differ in their mean
+        writer = trajectories.Writer(
+            tmp_path / f"{weight}", np.linspace(0, 1, 5), np.zeros((400, 1), np.int64), {"a": 2}, 8
+        )
+        for index, time in enumerate(np.linspace(0, 1, 5)):
+            writer.write(float(time), z[:, index].astype(np.float32))
+        assert trajectories.Trajectories(tmp_path / f"{weight}").share_over_times() == pytest.approx(weight, abs=0.03)
+    one = trajectories.Writer(tmp_path / "one", [0.0], np.zeros((4, 1), np.int64), {"a": 2}, 8)
+    one.write(0.0, np.ones((4, 8), np.float32))
+    assert trajectories.Trajectories(tmp_path / "one").share_over_times() is None
