@@ -1,7 +1,6 @@
-"""CIFAR-10 and CIFAR-100: 3 x 32 x 32, from the binary versions, or from the Python versions through torchvision.
+"""CIFAR-10 and CIFAR-100: 3 x 32 x 32, from the binary versions alone: the Python versions are pickles.
 
 A binary file is a row of records: the labels (one byte; in CIFAR-100 two, superclass before class), then 3,072 pixels.
-A Python version is a pickle, so it is read only through torchvision, which compares checksums before it unpickles.
 """
 
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 from diffusion_model.raw import SPLITS, Loaded, Raw
 
 PIXELS = 3 * 32 * 32
+URL = "https://www.cs.toronto.edu/~kriz"
 # the superclass of each class of CIFAR-100, in the order of the classes
 SUPERCLASS = np.array([
     4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10,
@@ -42,14 +42,13 @@ SUPERCLASSES = (
 
 @dataclass(frozen=True)
 class Version:
-    """How one of the two sets is published: folder and files of the binary version, folder of the Python version."""
+    """How one of the two sets is published: archive, its MD5 sum, its folder and its files."""
 
     title: str
-    torch_name: str
+    archive: str
+    md5: str
     binary: str
     files: dict[str, tuple[str, ...]]
-    python: str
-    archive: str
     label_bytes: int
     labels: Callable[[np.ndarray], np.ndarray]  # classes [N] -> labels [N, A]
 
@@ -61,7 +60,12 @@ class Version:
     @property
     def place(self) -> str:
         """Which files to place where."""
-        return f"place the folder {self.binary} (from {self.archive}) or torchvision's {self.python} in {{root}}"
+        return f"place the folder {self.binary} (from {URL}/{self.archive}) in {{root}}"
+
+    def unpacked(self, folder: Path) -> bool:
+        """Whether all files lie in `folder`, none cut short by an unpacking that was killed."""
+        paths = [folder / name for names in self.files.values() for name in names]
+        return all(path.is_file() and path.stat().st_size % self.record == 0 for path in paths)
 
 
 def class_alone(classes: np.ndarray) -> np.ndarray:
@@ -75,26 +79,30 @@ def with_superclass(classes: np.ndarray) -> np.ndarray:
 
 
 CIFAR10 = Version(
-    "CIFAR-10", "CIFAR10", "cifar-10-batches-bin",
-    {"train": tuple(f"data_batch_{index}.bin" for index in range(1, 6)), "test": ("test_batch.bin",)},
-    "cifar-10-batches-py", "cifar-10-binary.tar.gz", 1, class_alone,
+    "CIFAR-10", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin",
+    {"train": tuple(f"data_batch_{index}.bin" for index in range(1, 6)), "test": ("test_batch.bin",)}, 1, class_alone,
 )  # fmt: skip
 CIFAR100 = Version(
-    "CIFAR-100", "CIFAR100", "cifar-100-binary", {"train": ("train.bin",), "test": ("test.bin",)},
-    "cifar-100-python", "cifar-100-binary.tar.gz", 2, with_superclass,
+    "CIFAR-100", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary",
+    {"train": ("train.bin",), "test": ("test.bin",)}, 2, with_superclass,
 )  # fmt: skip
 
 
 def load(version: Version, folder: Path) -> Loaded:
-    """Both splits from `folder`, or from the folder of either published version inside it."""
+    """Both splits from `folder`, or from the published folder inside it."""
+    names = [name for names in version.files.values() for name in names]
     inside = (folder, folder / version.binary)
-    binary = next((entry for entry in inside if (entry / version.files["test"][0]).is_file()), None)
+    binary = next((entry for entry in inside if any((entry / name).is_file() for name in names)), None)
     if binary is not None:
         return Loaded({split: read_binary(version, binary, split) for split in SPLITS})
-    python = folder if folder.name == version.python else folder / version.python
-    if not python.is_dir():
-        raise FileNotFoundError(f"{folder} holds no {version.title}: {version.place.format(root=folder)}")
-    return Loaded({split: read_python(version, python, split) for split in SPLITS})
+    stem = Path(names[0]).stem  # what a file of the Python version is called
+    pickles = [path for path in (folder / stem, *folder.glob(f"*/{stem}")) if path.is_file()]
+    found = (
+        f"{pickles[0].parent} is the Python version, a pickle, which is never read"
+        if pickles
+        else f"{folder} holds none"
+    )
+    raise FileNotFoundError(f"no binary version of {version.title}: {found}: {version.place.format(root=folder)}")
 
 
 def read_binary(version: Version, folder: Path, split: str) -> Raw:
@@ -120,40 +128,18 @@ def read_records(version: Version, path: Path) -> np.ndarray:
     return content.reshape(-1, version.record)
 
 
-def read_python(version: Version, folder: Path, split: str) -> Raw:
-    """One split of the Python version, where torchvision's checksums agree."""
-    import torchvision
-
-    try:
-        held = getattr(torchvision.datasets, version.torch_name)(str(folder.parent), train=split == "train")
-    except RuntimeError:
-        raise ValueError(
-            f"{folder} is incomplete or altered (torchvision's checksums differ): fetch it again, "
-            f"or {version.place.format(root=folder.parent)}"
-        ) from None
-    labels = version.labels(np.array(held.targets, np.int64))
-    return Raw(lambda rows: held.data[rows].transpose(0, 3, 1, 2), labels)
-
-
 def find(version: Version, root: Path) -> Path | None:
-    """Either published version in `root`, in a folder of the set's name, or in the folder of downloads."""
-    folders = (root, root / version.torch_name.lower(), root / "downloads")
-    published = (version.binary, version.python)
-    return next((folder for folder in folders if any((folder / entry).is_dir() for entry in published)), None)
+    """Where the published folder was placed: in `root` or in a folder of the set's name; or where it was downloaded."""
+    placed = (root, root / version.title.lower().replace("-", ""))
+    downloads = root / "downloads"
+    if version.unpacked(downloads / version.binary):
+        placed = (*placed, downloads)
+    return next((folder for folder in placed if (folder / version.binary).is_dir()), None)
 
 
-def download_cifar10(target: Path) -> Path:
-    """Fetch the binary version with torchvision's downloader, which checks the MD5 sum."""
+def download(version: Version, target: Path) -> Path:
+    """Fetch and unpack the archive with torchvision's downloader, which checks the MD5 sum."""
     from torchvision.datasets.utils import download_and_extract_archive
 
-    url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-    download_and_extract_archive(url, str(target), md5="c32a1d4ab5d03f1284b67883e8d87530")
-    return target
-
-
-def download_cifar100(target: Path) -> Path:
-    """Fetch the Python version with torchvision, which knows its MD5 sum."""
-    import torchvision
-
-    torchvision.datasets.CIFAR100(str(target), download=True)
+    download_and_extract_archive(f"{URL}/{version.archive}", str(target), md5=version.md5)
     return target

@@ -33,12 +33,12 @@ DATASETS = {
     "cifar10": Dataset(
         load=partial(cifar.load, cifar.CIFAR10), shape=(3, 32, 32), attributes={"class": 10}, counts=(50_000, 10_000),
         origin=CIFAR_ORIGIN, licence=CIFAR_LICENCE, find=partial(cifar.find, cifar.CIFAR10),
-        download=cifar.download_cifar10, place=cifar.CIFAR10.place, megabytes=170,
+        download=partial(cifar.download, cifar.CIFAR10), place=cifar.CIFAR10.place, megabytes=170,
         class_names={"class": cifar.CLASSES10}),
     "cifar100": Dataset(
         load=partial(cifar.load, cifar.CIFAR100), shape=(3, 32, 32), attributes={"class": 100, "superclass": 20},
         counts=(50_000, 10_000), origin=CIFAR_ORIGIN, licence=CIFAR_LICENCE, find=partial(cifar.find, cifar.CIFAR100),
-        download=cifar.download_cifar100, place=cifar.CIFAR100.place, megabytes=169,
+        download=partial(cifar.download, cifar.CIFAR100), place=cifar.CIFAR100.place, megabytes=169,
         class_names={"class": cifar.CLASSES100, "superclass": cifar.SUPERCLASSES}),
     "mini_imagenet": Dataset(
         load=pictures.load_mini_imagenet, shape=pictures.MINI_IMAGENET, attributes={"class": 100},

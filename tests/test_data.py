@@ -3,12 +3,14 @@
 import dataclasses
 import gzip
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from diffusion_model import arrays, data, experiment, prepare_data, sources, synthetic
+from diffusion_model import cifar as cifar_sets
 
 
 @pytest.fixture(scope="module")
@@ -387,16 +389,59 @@ def test_broken_cifar10(cifar):
         data.prepare("cifar10", root)
 
 
-def test_the_python_version_is_read_only_where_its_checksums_agree(tmp_path):
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    (folder / "data_batch_1").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
-    with pytest.raises(ValueError, match="torchvision's checksums differ"):
-        data.open_split("cifar10", "train", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "folder", "file", "binary"),
+    [("cifar10", "cifar-10-batches-py", "data_batch_1", "cifar-10-batches-bin (from https://www.cs.toronto.edu/~kriz/"
+      "cifar-10-binary.tar.gz)"),
+     ("cifar100", "cifar-100-python", "train", "cifar-100-binary (from https://www.cs.toronto.edu/~kriz/"
+      "cifar-100-binary.tar.gz)")],
+)  # fmt: skip
+def test_the_python_version_is_never_read(name, folder, file, binary, tmp_path):
+    """A pickle is named, with what to place instead."""
+    held = tmp_path / "root" / folder
+    held.mkdir(parents=True)
+    (held / file).write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    for source in (held, held.parent):
+        with pytest.raises(
+            FileNotFoundError, match=f"{folder} is the Python version, a pickle, which is never"
+        ) as said:
+            data.prepare(name, tmp_path / "root", source)
+        assert f"place the folder {binary} in" in str(said.value)
+    with pytest.raises(FileNotFoundError, match="which downloads it; without a network, place the folder") as said:
+        data.open_split(name, "train", tmp_path / "root")
+    assert f"{binary} in {tmp_path / 'root'}" in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "md5"),
+    [("cifar10", "c32a1d4ab5d03f1284b67883e8d87530"), ("cifar100", "03b5dce01913d631647c71ecec9e9cb8")],
+)
+def test_the_binary_version_is_downloaded_with_its_checksum(name, md5, tmp_path, monkeypatch):
+    asked, version = [], {"cifar10": cifar_sets.CIFAR10, "cifar100": cifar_sets.CIFAR100}[name]
+    small(monkeypatch, name, train=10 if name == "cifar10" else 2, test=2)
+
+    def fetch(url, target, md5):
+        asked.append((url, md5))
+        for names in version.files.values():
+            for file in names:
+                path = Path(target) / version.binary / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                records = np.zeros((2, version.record), np.uint8)
+                records[:, 0] = 4 if name == "cifar100" else 0  # the superclass of class 0
+                records.tofile(path)
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fetch)
+    half = tmp_path / "downloads" / version.binary / version.files["train"][0]
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"what an unpacking that was killed has left")
+    data.prepare(name, tmp_path)
+    assert asked == [(f"https://www.cs.toronto.edu/~kriz/{version.archive}", md5)]
+    assert len(data.open_split(name, "test", tmp_path)) == 2
+    assert cifar_sets.find(version, tmp_path) == tmp_path / "downloads"
 
 
 def test_an_empty_source_says_what_to_place(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no CIFAR-10: place the folder"):
+    with pytest.raises(FileNotFoundError, match=r"no binary version of CIFAR-10: .* holds none: place the folder"):
         data.prepare("cifar10", tmp_path / "data", tmp_path)
 
 
