@@ -47,6 +47,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--batch", type=AtLeast(1), default=250, help="images at once")
     parser.add_data()
     parser.add_device()
+    parser.add_process()
     return parser
 
 
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors: dict[str, list[list[float]]] = {}
     steps = set()
     for run, record in zip(args.runs, records, strict=True):
-        model = checkpoint.load_score_model(run, device=device)
+        own = args.process if ":" in record["config"]["sde.name"] else None
+        model = checkpoint.load_score_model(run, device=device, process=own)
         steps.add(model.step)
         images = split.images[: args.n]
         errors.setdefault(process_of(record), []).append(

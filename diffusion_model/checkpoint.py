@@ -6,6 +6,7 @@ published for others to start from holds `weights.safetensors` (half precision) 
 """
 
 import re
+import shlex
 import shutil
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from diffusion_model import arrays
 from diffusion_model.data import Scaling
 from diffusion_model.score_model import ScoreModel
+from diffusion_model.sde import LinearSDE
 
 TRAIN = "run `python diffusion_model/main.py --mode train --config FILE:PRESET --workdir {run}` first"
 MAY_CHANGE = ("training.images", "training.compile", "logging.")  # on resuming: length, compilation, intervals
@@ -26,7 +28,8 @@ RECORD = {  # of config.json, as `arrays.expect` takes it: what a run is read ba
         "data.name?": str, "model.mode?": str, "model.precondition?": str, "model.embedding?": str, "model.unit?": (float, str),
         "model.features?": int, "model.multipliers?": [int], "model.blocks?": int, "model.attention?": [int],
         "model.dropout?": float, "model.fourier_scale?": float, "encoder.widen?": float, "encoder.fourier_scale?": float,
-        "sde.name?": str, "sde.sigma_min?": float, "sde.sigma_max?": float, "sde.beta_min?": float, "sde.beta_max?": float,
+        "sde.name?": str, "sde.sha256?": str,
+        "sde.sigma_min?": float, "sde.sigma_max?": float, "sde.beta_min?": float, "sde.beta_max?": float,
         "training.images?": int, "training.batch?": int, "seed?": int,
     },
     "data": {"name": str, "hash": str}, "scaling": {"scale": [float], "shift": [float]}, "shape": [int], "std": float,
@@ -75,17 +78,20 @@ def read_run(run: Path) -> dict[str, Any]:
     """RUN/config.json: `config` (flat), `scaling`, `data` {name, hash}, `shape` [C, H, W] and `std` (model space)."""
     path = Path(run) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no run in {run} (it has no config.json): {TRAIN.format(run=run)}")
+        raise FileNotFoundError(f"no run in {run} (it has no config.json): {TRAIN.format(run=shlex.quote(str(run)))}")
     record = arrays.read_json(path)
     arrays.check_meta(record, path, "run")
     arrays.expect(record, path, RECORD, "it was altered; train the run again")
     return record | {"config": arrays.Fields(EARLIER | record["config"], path)}
 
 
-def build(record: dict[str, Any]) -> ScoreModel:
-    """The model a run's record describes, freshly initialised from torch's global generator."""
-    config = unflatten(record["config"])
-    return ScoreModel(config, tuple(record["shape"]), Scaling.from_dict(record["scaling"]), record["std"])
+def build(record: dict[str, Any], process: str | type[LinearSDE] | None = None) -> ScoreModel:
+    """The model a run's record describes, freshly initialised from torch's global generator.
+
+    process: FILE.py:CLASS or the class itself, where the noise process is none of the built-in ones (`sde.from_config`).
+    """
+    config, scaling = unflatten(record["config"]), Scaling.from_dict(record["scaling"])
+    return ScoreModel(config, tuple(record["shape"]), scaling, record["std"], process)
 
 
 def steps(run: Path) -> list[int]:
@@ -135,7 +141,7 @@ def _clear(folder: Path) -> None:
 def read(run: Path, step: int, groups: list[str]) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """The groups of tensors asked for and the meta of one checkpoint; altered or truncated files are a ValueError."""
     folder = Path(run) / "checkpoints" / str(step)
-    meta = arrays.read_meta(folder, "checkpoint", TRAIN.format(run=run))
+    meta = arrays.read_meta(folder, "checkpoint", TRAIN.format(run=shlex.quote(str(run))))
     arrays.expect(meta, folder / "meta.json", {"crc32": {...: int}})
     tensors = {}
     for name in groups:
@@ -170,15 +176,18 @@ def load_weights(
 
 
 def load_score_model(
-    run: Path, step: int | None = None, average: bool = True, device: str | torch.device = "cpu"
-) -> ScoreModel:
+    run: Path, step: int | None = None, average: bool = True, device: str | torch.device = "cpu",
+    process: str | type[LinearSDE] | None = None,
+) -> ScoreModel:  # fmt: skip
     """The model of a run in evaluation mode, with the averaged weights in the score net and the live ones in the encoder.
 
     step: a checkpoint, by default the newest. average=False takes the live weights everywhere. The attribute `step`
     of the model says which step it is. A run without a checkpoint is a FileNotFoundError with the command to run.
+    process: as `build` takes it. Without it nothing that the run brings along is executed: a run with a noise process of
+    its maker's own is then a ValueError.
     """
     run, record = Path(run), read_run(run)
-    model = build(record)
+    model = build(record, process)
     published = run / "weights.safetensors"
     if published.is_file() and step is None:
         tensors = {name: tensor.float() for name, tensor in arrays.read_tensors(published).items()}
@@ -187,7 +196,7 @@ def load_score_model(
         stored = steps(run)
         if not stored or (step is not None and step not in stored):
             given = "no finished checkpoint" if step is None else f"no checkpoint at step {step} (stored: {stored})"
-            raise FileNotFoundError(f"{run} has {given}: {TRAIN.format(run=run)}")
+            raise FileNotFoundError(f"{run} has {given}: {TRAIN.format(run=shlex.quote(str(run)))}")
         model.step = stored[-1] if step is None else step
         groups, _ = read(run, model.step, ["model", "average"] if average else ["model"])
         averaged = {name: tensor for name, tensor in groups.get("average", {}).items() if name.startswith("net.")}
@@ -196,12 +205,12 @@ def load_score_model(
     return model.requires_grad_(False).eval().to(device)
 
 
-def publish(run: Path, out: Path, **provenance: Any) -> Path:
+def publish(run: Path, out: Path, process: str | type[LinearSDE] | None = None, **provenance: Any) -> Path:
     """Write what `load_score_model(run)` gives as a small run: config.json with provenance and half-precision weights.
 
     Buffers stay whole: rounded frequencies of an embedding change it by far more than rounded weights change the rest.
     """
-    model, record = load_score_model(run), read_run(run)
+    model, record = load_score_model(run, process=process), read_run(run)
     if (Path(out) / "checkpoints").exists() or Path(out).resolve() == Path(run).resolve():
         raise ValueError(f"{out} holds a run of its own, which the small run would replace: give another --out")
     weights = dict(model.named_parameters())

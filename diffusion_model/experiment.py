@@ -100,6 +100,12 @@ class Parser(argparse.ArgumentParser):
         """--step, for commands that open a run."""
         self.add_argument("--step", type=int, help="checkpoint (default: the newest)")
 
+    def add_process(self) -> None:
+        """--process, for commands that make a run's model: without it no file that a run names is executed."""
+        self.add_argument(
+            "--process", metavar="FILE.py:CLASS", help="the noise process of the run, where it is a file of your own"
+        )
+
     def add_pdf(self) -> None:
         """--pdf, for commands that draw; `figures.save` takes it."""
         self.add_argument("--pdf", action="store_true", help="also write the figures as PDF")
@@ -229,7 +235,7 @@ def _is_ours(error: BaseException) -> bool:
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """The locked configuration `FILE:PRESET`, with `--config.section.field=value` overrides of the field's own type.
 
-    FILE is looked up from here and then from the project's root. Unknown presets and fields are a UsageError.
+    FILE is looked up as `find_file` does. Unknown presets and fields are a UsageError.
     """
     name, _, preset = spec.partition(":")
     module = _config_module(name)
@@ -247,11 +253,21 @@ def load_presets(name: str) -> list[str]:
     return list(_config_module(name).PRESETS)
 
 
+def find_file(name: str) -> Path | None:
+    """A Python file that a command line names: seen from here, then from the project's root; None where there is none.
+
+    configs/FILE is the project's alone, whatever lies in the folder where a command is started; ./configs/FILE is there.
+    """
+    bases = (ROOT,) if name.startswith("configs/") else (Path(), ROOT)
+    return next((base / name for base in bases if (base / name).is_file()), None)
+
+
 def _config_module(name: str) -> ModuleType:
-    path = next((base / name for base in (Path(), ROOT) if (base / name).is_file()), None)
+    path = find_file(name)
     if path is None:
         known = [str(entry.relative_to(ROOT)) for entry in (ROOT / "configs").glob("*.py")]
-        raise UsageError(f"no configuration file {name}; {nearest(name, known)}")
+        here = f"; the one that lies here is ./{name}" if Path(name).is_file() else ""
+        raise UsageError(f"no configuration file {name}{here}; {nearest(name, known)}")
     if path.suffix != ".py":
         raise UsageError(f"{name} is no configuration file: expected a Python file such as configs/edm.py")
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)

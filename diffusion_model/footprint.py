@@ -43,12 +43,12 @@ def describe(config: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
     return {"config": config, "scaling": scaling, "shape": list(shape), "std": 0.5}
 
 
-def measure(record: dict[str, Any]) -> Footprint:
-    """The footprint of the run that a config.json describes, on one rank."""
+def measure(record: dict[str, Any], process: str | None = None) -> Footprint:
+    """The footprint of the run that a config.json describes, on one rank; process as `checkpoint.build` takes it."""
     training = checkpoint.unflatten(record["config"])["training"]
     part = training["batch"] // training["accumulate"]
     with torch.device("meta"):
-        model = checkpoint.build(record).train()
+        model = checkpoint.build(record, process).train()
         flops, kept = _step(model, part)
     parameters = {
         name: sum(weight.numel() for weight in child.parameters()) for name, child in model.named_children() if child

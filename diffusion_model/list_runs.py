@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     elif args.states:
         for row in rows:
-            print(row.name, row.state, row.step, row.total, ",".join(row.lacks) or "-", sep="\t")
+            name = row.name if row.name.isprintable() else repr(row.name)  # a line stays a line
+            print(name, row.state, row.step, row.total, ",".join(row.lacks) or "-", sep="\t")
     else:
         print(table(rows))
     return 0
@@ -140,7 +141,7 @@ def lacks(run: Path, config: dict[str, Any], state: run_state.State) -> list[tup
         missing.append(("metrics", training_command(run, config)))
     for what, is_there, command in stages:
         if not is_there(run, state.step):
-            missing.append((what, command.format(run=run)))
+            missing.append((what, command.format(run=shlex.quote(str(run)))))
     return missing
 
 
@@ -151,13 +152,15 @@ def training_command(run: Path, config: dict[str, Any]) -> str:
     widen = f"{get('encoder.widen'):g}"
     parts = [get("data.name"), widen, get("data.augmentation"), get("model.mode"), str(get("training.mixup")), rate]
     if run.name != "_".join([*map(str, parts), str(get("seed"))]):
-        return f"the command that began {run}, `python diffusion_model/main.py --mode train ... --workdir {run}`"
+        command = f"python diffusion_model/main.py --mode train ... --workdir {shlex.quote(str(run))}"
+        return f"the command that began {run}, `{command}`"
     dataset, _, augmentation, mode, mixup, _ = parts
-    return f"bash scripts/run.sh {dataset} {augmentation} {mode} {mixup} {widen} {get('seed')}{changed(config)}"
+    arguments = shlex.join(map(str, (dataset, augmentation, mode, mixup, widen, get("seed"))))
+    return f"bash scripts/run.sh {arguments}{changed(config)}"
 
 
 def changed(config: dict[str, Any]) -> str:
-    """The options behind run.sh's arguments: what differs from the preset, the fields of those arguments left out."""
+    """The options behind run.sh's arguments: what differs from the project's preset, the fields of those arguments left out."""
     try:
         preset = experiment.flatten(experiment.load_config(f"configs/drl.py:{config['data.name']}"))
     except experiment.UsageError:  # a set of the user's own

@@ -92,6 +92,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--workdir", required=True, type=Path, help="the run's folder")
     parser.add_data()
     parser.add_device()
+    parser.add_process()
     parser.add_argument(
         "--dry-run", action="store_true", help="train: print configuration, sizes and estimates, and stop"
     )
@@ -140,6 +141,8 @@ def train(args: Any) -> int:
     """Train to the end, or from the newest checkpoint on."""
     if not args.config:
         raise experiment.UsageError("--mode train needs --config FILE:PRESET, such as configs/edm.py:synthetic16")
+    if args.process:
+        raise experiment.UsageError(f"--mode train takes --config.sde.name={args.process}, not --process")
     config = experiment.flatten(experiment.load_config(args.config, args.overrides))
     check(config, args.config)
     if args.dry_run:
@@ -149,7 +152,9 @@ def train(args: Any) -> int:
         record = describe_run(config, split)
         training.check_batch(checkpoint.unflatten(config)["training"], config["model.mode"], split.shape[1])
         with torch.device("meta"):
-            checkpoint.build(record)  # refuses what no network can be built from, before anything is written
+            checkpoint.build(
+                record, sde.named_file(config["sde.name"])
+            )  # refuses what no network can be built from, before anything is written
         return run_to_end(args.workdir, record, split, device)
 
 
@@ -171,7 +176,10 @@ def run_to_end(run: Path, record: dict[str, Any], split: data.Split, device: tor
         if ranks.first():
             record = checkpoint.write_run(run, record)
             arrays.write_json(run / "env.json", experiment.environment())
-        trainer = training.Trainer(run, record, split, device)
+        process = sde.named_file(
+            record["config"]["sde.name"]
+        )  # named by the command line: no record of the run's is read
+        trainer = training.Trainer(run, record, split, device, process)
         check_same(record, trainer.step)
         ranks.describe(
             lambda: f"at step {trainer.step}, the last checkpoint is step {max(checkpoint.steps(run), default=0)}"
@@ -239,7 +247,9 @@ def check(config: dict[str, Any], given: str) -> None:
             "--config.training.mixup=True: mixup mixes what the encoder sees, and model.mode none has no encoder: take False"
         )
     try:
-        sde.from_config(checkpoint.unflatten(config)["sde"])
+        name = config["sde.name"]
+        section = checkpoint.unflatten(config | sde.fingerprint(name))["sde"]
+        sde.from_config(section, process=sde.named_file(name))
     except ValueError as error:
         raise experiment.UsageError(f"--config.{error}") from None
 
@@ -304,11 +314,11 @@ def estimate(config: dict[str, Any], root: Path | None) -> int:
         record = describe_run(config, split)
         found = f"{len(split):,} images {split.shape}, std {record['std']:.4f} in model space"
     else:
-        record = footprint.describe(config, DATASETS[name].shape)
+        record = footprint.describe(config | sde.fingerprint(config["sde.name"]), DATASETS[name].shape)
         found = f"images {DATASETS[name].shape}; not prepared, run `python diffusion_model/prepare_data.py {name}`"
     for field, value in record["config"].items():
         print(f"{field:28} {value}")
-    cost = footprint.measure(record)
+    cost = footprint.measure(record, sde.named_file(config["sde.name"]))
     parts = ", ".join(f"{part} {size:,}" for part, size in cost.parameters.items())
     facts = {
         "data": f"{name}: {found}",
@@ -327,7 +337,7 @@ def estimate(config: dict[str, Any], root: Path | None) -> int:
 def sample(args: Any, device: torch.device) -> int:
     """Draw images from a run; reconstruct given ones with a run that has a decoder. Ranks share the images."""
     churn = churn_of(args)
-    model = checkpoint.load_score_model(args.workdir, device=device)
+    model = checkpoint.load_score_model(args.workdir, device=device, process=args.process)
     given = None
     if model.encoder is not None:
         if args.images is None:
@@ -399,7 +409,7 @@ def publish(args: Any) -> int:
     before = args.workdir / "env.json"
     environment = arrays.read_json(before) if before.is_file() else experiment.environment()
     trained_on = {name: environment.get(name) for name in ("python", "torch", "gpu")}
-    out = checkpoint.publish(args.workdir, args.out, trained_on=trained_on)
+    out = checkpoint.publish(args.workdir, args.out, args.process, trained_on=trained_on)
     size = (out / "weights.safetensors").stat().st_size / 2**20
     print(f"{out}: {size:.2f} MB of weights")
     return 0
@@ -408,7 +418,7 @@ def publish(args: Any) -> int:
 @torch.no_grad()
 def evaluate(args: Any, device: torch.device) -> int:
     """eval.json: the loss terms of the test split under the averaged weights, with the same draws at every call."""
-    model = checkpoint.load_score_model(args.workdir, device=device)
+    model = checkpoint.load_score_model(args.workdir, device=device, process=args.process)
     split, sums = data.open_split_of(checkpoint.read_run(args.workdir), "test", args.data), {}
     config = model.config | {
         "seed": "eval",

@@ -214,7 +214,7 @@ def source_of(block: str) -> str:
 def untrained(model: ScoreModel, record: dict[str, Any]) -> tuple[ScoreModel, str]:
     """A run's model at initialisation, its encoder calibrated, and the fingerprint of its weights."""
     torch.manual_seed(experiment.seed_of(record["config"]["seed"], "weights"))
-    fresh = checkpoint.build(record).requires_grad_(False)
+    fresh = checkpoint.build(record, model.process).requires_grad_(False)
     weights = fingerprint(fresh.encoder)  # before calibration, which rounds differently on other machines
     fresh.to(next(model.parameters()).device)
     calibrate(fresh, record)

@@ -62,6 +62,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--compile", action="store_true", help="compile the encoder (minutes, once; for GPUs)")
     parser.add_argument("--batch", type=AtLeast(1), default=512, help="images read, encoded and written together")
     parser.add_step()
+    parser.add_process()
     parser.add_data()
     parser.add_device()
     return parser
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.times = asked_times(args)
     with ranks.session(experiment.choose_device(args.device)) as device:
         record = checkpoint.read_run(args.run)
-        model = checkpoint.load_score_model(args.run, args.step, device=device)
+        model = checkpoint.load_score_model(args.run, args.step, device=device, process=args.process)
         if args.list_blocks:
             ranks.say(block_table(model))
             return 0

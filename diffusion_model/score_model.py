@@ -26,7 +26,7 @@ from diffusion_model.encoder import Encoder, Posterior, widths
 from diffusion_model.experiment import nearest
 from diffusion_model.objective import WEIGHTS
 from diffusion_model.precondition import PRECONDITIONS
-from diffusion_model.sde import from_config
+from diffusion_model.sde import LinearSDE, from_config
 from diffusion_model.trajectories import LEVEL_MAX, LEVEL_MIN
 from diffusion_model.unet import Decoder, UNet
 
@@ -56,11 +56,15 @@ class ScoreModel(nn.Module):
     """Built from a run's configuration (nested mapping), one image's shape (C, H, W), its scaling and data statistics.
 
     `std` is the data's standard deviation in model space; the encoder's time t labels the level std * 0.01 * 5000^t.
+    process: as `sde.from_config` takes it.
     """
 
-    def __init__(self, config: Any, shape: tuple[int, int, int], scaling: Scaling, std: float) -> None:
+    def __init__(
+        self, config: Any, shape: tuple[int, int, int], scaling: Scaling, std: float,
+        process: str | type[LinearSDE] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.config, self.shape, self.scaling, self.std = config, tuple(shape), scaling, std
+        self.config, self.shape, self.scaling, self.std, self.process = config, tuple(shape), scaling, std, process
         model, encoder = config["model"], config["encoder"]
         for name, choices in (("mode", MODES), ("precondition", PRECONDITIONS)):
             if model[name] not in choices:
@@ -71,7 +75,7 @@ class ScoreModel(nn.Module):
         if height != width:
             raise ValueError(f"images of {height}x{width} pixels: expected squares")
         self.unit = std if model["unit"] == "data" else float(model["unit"])
-        self.sde = from_config(config["sde"], self.unit)
+        self.sde = from_config(config["sde"], self.unit, process)
         encoded, code_width = self.kind.encoder is not None, widths(encoder["widen"])[-1]
         probabilistic = self.kind.encoder == "probabilistic"
         self.encoder = Encoder(channels, encoder["widen"], probabilistic, encoder["fourier_scale"]) if encoded else None

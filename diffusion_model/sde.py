@@ -21,12 +21,14 @@ An SDE of one's own is a class with alpha and sigma in a file of its own, taken 
 
 Both take and give float64 tensors of any one shape, entry by entry. Parameters of `__init__` that the section `sde` of
 the configuration has (sigma_min, sigma_max, beta_min, beta_max) are taken from there. The file's SHA-256 stands in the
-run's config.json, and a run whose file has gone or changed is refused.
+run's config.json. Who opens the run names the file again (--process FILE.py:CLASS): nothing that a run brings along is
+executed unasked, and a file that has changed is refused.
 """
 
 import hashlib
 import inspect
 import math
+import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -37,7 +39,7 @@ from typing import Any
 
 import torch
 
-from diffusion_model.experiment import ROOT, nearest
+from diffusion_model.experiment import UsageError, find_file, nearest
 
 HIGHEST = 1e5  # level of a user's process: float32 images x0 + level noise keep two digits of x0
 
@@ -195,40 +197,50 @@ class SubVP(VP):
         return self._time_of_integral(2 * torch.asinh(level / 2))
 
 
-def from_config(section: Mapping[str, Any], unit: float = 1.0) -> LinearSDE:
+def from_config(
+    section: Mapping[str, Any], unit: float = 1.0, process: str | type[LinearSDE] | None = None
+) -> LinearSDE:
     """The process that the section `sde` of a configuration names: one of SDES, or the user's FILE.py:CLASS.
 
-    Of the section's fields, and `unit` (one unit of noise in model space), those are passed that the class takes.
-    With `sha256` in the section the file must still be what it was. What cannot serve is a ValueError.
+    A file is run only where the caller names it too: `process` is FILE.py:CLASS, of the SHA-256 in the section, or the
+    class itself. Of the section's fields, and `unit` (one unit of noise in model space), those are passed that the class
+    takes. What cannot serve is a ValueError.
     """
     name = section["name"]
     if ":" not in name and name not in SDES:
         raise ValueError(f"sde.name {name!r} is not known; {nearest(name, SDES)}, or FILE.py:CLASS for one of your own")
-    kind = SDES[name] if name in SDES else _class_of(name, section.get("sha256"))
+    if name in SDES and process is not None:
+        raise UsageError(f"--process {process}: the noise process here is the built-in {name!r}; leave --process out")
+    kind = SDES[name] if name in SDES else _class_of(name, section.get("sha256"), process)
     values = {field: value for field, value in section.items() if field not in ("name", "sha256")} | {"unit": unit}
     accepted = inspect.signature(kind).parameters.values()
     with torch.device("cpu"):  # also where the network is only described, on the device "meta"
         try:
-            process = kind(**{entry.name: values[entry.name] for entry in accepted if entry.name in values})
+            made = kind(**{entry.name: values[entry.name] for entry in accepted if entry.name in values})
         except Exception as error:
             raise ValueError(
                 f"sde.name {name} cannot be made from the section sde ({type(error).__name__}: {error}): "
                 f"give its parameters defaults, or names among {', '.join(sorted(values))}"
             ) from None
         if name not in SDES:
-            _check(process, name)
-    return process
+            _check(made, name)
+    return made
+
+
+def named_file(name: str) -> str | None:
+    """The `process` of a name that a command line gives itself: FILE.py:CLASS, or None of a built-in."""
+    return name if ":" in name else None
 
 
 def fingerprint(name: str) -> dict[str, str]:
     """What config.json keeps of an SDE besides its name: {"sde.sha256": ...} of the user's file, nothing of a built-in."""
-    return {} if name in SDES else {"sde.sha256": hashlib.sha256(_path_of(name).read_bytes()).hexdigest()}
+    return {"sde.sha256": hashlib.sha256(_path_of(name).read_bytes()).hexdigest()} if ":" in name else {}
 
 
 def _path_of(name: str) -> Path:
-    """The file of FILE.py:CLASS, looked up from here and then from the project's root."""
+    """The file of FILE.py:CLASS."""
     file = name.rpartition(":")[0]
-    path = next((base / file for base in (Path(), ROOT) if (base / file).is_file()), None)
+    path = find_file(file)
     if path is None:
         raise ValueError(
             f"sde.name {name}: there is no file {file}, seen from here or from the project's root: put it back"
@@ -236,12 +248,23 @@ def _path_of(name: str) -> Path:
     return path
 
 
-def _class_of(name: str, expected: str | None) -> type[LinearSDE]:
-    """The class that FILE.py:CLASS names; with `expected` (SHA-256) the file is refused when it has changed."""
-    path, wanted = _path_of(name), name.rpartition(":")[2]
+def _class_of(name: str, expected: str | None, process: str | type[LinearSDE] | None) -> type[LinearSDE]:
+    """The class behind a recorded FILE.py:CLASS, by what the caller names; a file must have the SHA-256 `expected`."""
+    if process is None:
+        raise UsageError(
+            f"sde.name {name} is a Python file of whoever made the run, and is run only where you name it: read it, then "
+            f"add --process {shlex.quote(name)} (in Python, process=)"
+        )
+    if not isinstance(process, str):
+        return process
+    path, wanted = _path_of(process), process.rpartition(":")[2]
     text = path.read_bytes()
     digest = hashlib.sha256(text).hexdigest()
-    if expected not in (None, digest):
+    if wanted != name.rpartition(":")[2]:
+        raise UsageError(f"--process {process}: the noise process here is {name}; name that class")
+    if expected is None:
+        raise ValueError(f"sde.name {name} stands there without sde.sha256, the file's SHA-256: train the run again")
+    if expected != digest:
         raise ValueError(
             f"sde.name {name}: {path} has changed since the run began (SHA-256 {digest[:12]}, then {expected[:12]}): "
             "put the old file back, or train a new run"

@@ -115,14 +115,16 @@ class Trainer:
     `said` lists what the user should know about how the run is made here: precision, compilation, other ranks before.
     """
 
-    def __init__(self, run: Path, record: dict[str, Any], split: Split, device: torch.device) -> None:
+    def __init__(
+        self, run: Path, record: dict[str, Any], split: Split, device: torch.device, process: str | None = None
+    ) -> None:
         self.run, self.split, self.device = Path(run), split, device
         self.config = checkpoint.unflatten(record["config"])
         self.stop = False  # set by a signal handler: make a checkpoint after this step and leave
         training, optimiser = self.config["training"], self.config["optimiser"]
         check_batch(training, self.config["model"]["mode"], split.shape[1])
         torch.manual_seed(experiment.seed_of(self.config["seed"], "weights"))
-        self.model = checkpoint.build(record).to(device).train()
+        self.model = checkpoint.build(record, process).to(device).train()
         self.average = Average(self.model, training["average_decay"])
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = torch.optim.Adam(

@@ -109,6 +109,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--weights", type=Path, help="file of pytorch-fid's Inception weights (default: downloaded)")
     parser.add_argument("--batch", type=AtLeast(1), default=64, help="samples at once")
     parser.add_step()
+    parser.add_process()
     parser.add_pdf()
     parser.add_data()
     parser.add_device()
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.weights is not None and args.features is None:
         raise experiment.UsageError("--weights: pass --features inception too")
     device, root = experiment.choose_device(args.device), data.root(args.data)
-    given = inputs.open_inputs(args.run, args.params, root, args.step, device)
+    given = inputs.open_inputs(args.run, args.params, root, args.step, device, args.process)
     forms = closed_forms.gather(given, args.also, args.delta)
     extractor = None
     if args.features:

@@ -71,6 +71,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--solver-steps", type=AtLeast(2), default=18, help="of trajectories: Heun's steps")
     parser.add_argument("--batch", type=AtLeast(1), default=256, help="images at once")
     parser.add_argument("--steps", metavar="STEP", nargs="+", help="checkpoints, or all (default: the newest)")
+    parser.add_process()
     parser.add_data()
     parser.add_device()
     return parser
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     device = experiment.choose_device(args.device)
     steps = choose_steps(args.run, args.steps)
-    given = inputs.open_inputs(args.run, args.params, data.root(args.data), steps[-1], device)
+    given = inputs.open_inputs(args.run, args.params, data.root(args.data), steps[-1], device, args.process)
     steps = steps if steps != [None] else [given.model.step]
     levels = choose_levels(args, given.model)
     noised = args.points == "noised"
@@ -162,8 +163,10 @@ class Study:
 
     def model(self, step: int) -> ScoreModel:
         """The model of a checkpoint."""
-        held = self.given.model
-        return held if step == held.step else checkpoint.load_score_model(self.args.run, step, device=self.given.device)
+        held, device, process = self.given.model, self.given.device, self.args.process
+        if step == held.step:
+            return held
+        return checkpoint.load_score_model(self.args.run, step, device=device, process=process)
 
     def missing(self) -> dict[tuple[float, int], list[str]]:
         """Names of the closed forms whose cells are to be made, by level and checkpoint.

@@ -46,6 +46,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--seed-base", type=int, default=0, help="seed of the first image, the next has the next")
     parser.add_argument("--batch", type=AtLeast(1), default=250, help="images at once")
     parser.add_step()
+    parser.add_process()
     parser.add_device()
     return parser
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(args: Any, device: torch.device) -> int:
     """Every rank its share of the images; the first writes them."""
-    model, record = inputs.open_model(args.run, args.step, device)
+    model, record = inputs.open_model(args.run, args.step, device, args.process)
     form = inputs.load_form(args.params, record)
     form = form.mixture if isinstance(form, ClassConditional) else form
     grid = make_levels(args.grid, model.sde, args.steps)

@@ -57,10 +57,12 @@ class Inputs:
         return split
 
 
-def open_model(run: Path, step: int | None, device: torch.device) -> tuple[ScoreModel, dict[str, Any]]:
+def open_model(
+    run: Path, step: int | None, device: torch.device, process: str | None = None
+) -> tuple[ScoreModel, dict[str, Any]]:
     """A run's model and record; a run without an unconditional score is one sentence."""
     record = checkpoint.read_run(run)
-    model = checkpoint.load_score_model(run, step, device=device)
+    model = checkpoint.load_score_model(run, step, device=device, process=process)
     if model.decoder is not None:
         raise ValueError(
             f"{run} has model.mode {model.mode}: it reconstructs images and has no score to compare or to sample with; give "
@@ -74,9 +76,11 @@ def open_model(run: Path, step: int | None, device: torch.device) -> tuple[Score
     return model, record
 
 
-def open_inputs(run: Path, params: Path, root: Path, step: int | None, device: torch.device) -> Inputs:
+def open_inputs(
+    run: Path, params: Path, root: Path, step: int | None, device: torch.device, process: str | None = None
+) -> Inputs:
     """Load both; other data, shapes and runs without an unconditional score are one sentence each."""
-    model, record = open_model(run, step, device)
+    model, record = open_model(run, step, device, process)
     forms = closed_forms(load_form(params, record, "gaussian"))
     protocol = {
         "dataset": record["data"]["name"],

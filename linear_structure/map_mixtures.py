@@ -69,6 +69,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--fits", metavar="DIR", type=Path, help="folder of the fits (default: RUN/mixtures/fits)")
     parser.add_argument("--batch", type=AtLeast(1), default=256, help="images at once")
     parser.add_step()
+    parser.add_process()
     parser.add_pdf()
     parser.add_data()
     parser.add_device()
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 0 < args.share < 1:
         raise experiment.UsageError(f"--share {args.share:g}: expected a share between 0 and 1")
     device = experiment.choose_device(args.device)
-    given = inputs.open_inputs(args.run, args.params, data.root(args.data), args.step, device)
+    given = inputs.open_inputs(args.run, args.params, data.root(args.data), args.step, device, args.process)
     inputs.check_levels(levels, given.model, "--levels")
     ranks, components = choose_ranks(args.ranks, given), sorted(set(args.components))
     split = given.split(args.split)

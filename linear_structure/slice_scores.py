@@ -76,6 +76,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--grid", type=AtLeast(2), default=25, help="points a side")
     parser.add_argument("--batch", type=AtLeast(1), default=256, help="points at once")
     parser.add_step()
+    parser.add_process()
     parser.add_pdf()
     parser.add_data()
     parser.add_device()
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not levels[0] > 0:
         raise experiment.UsageError(f"--levels {levels[0]:g}: expected levels above 0")
     device = experiment.choose_device(args.device)
-    given = inputs.open_inputs(args.run, args.params, data.root(args.data), args.step, device)
+    given = inputs.open_inputs(args.run, args.params, data.root(args.data), args.step, device, args.process)
     inputs.check_levels(levels, given.model, "--levels")
     split = given.split(args.split)
     rows = choose(args.points, split)

@@ -89,6 +89,7 @@ def make_parser() -> experiment.Parser:
     )
     parser.add_argument("--batch", type=AtLeast(1), default=250, help="samples at once")
     parser.add_step()
+    parser.add_process()
     parser.add_data()
     parser.add_device()
     return parser
@@ -170,7 +171,7 @@ def sweep(args: Any, cells: list[Cell], root: Path, device: torch.device) -> int
     folder = inputs.sweep_folder(
         args.run, ("recommend" if args.recommend else "default") if args.name is None else args.name
     )
-    given = inputs.open_inputs(args.run, args.params, root, args.step, device)
+    given = inputs.open_inputs(args.run, args.params, root, args.step, device, args.process)
     train = given.split("train")
     extractor = features.open_extractor(args.features, train, root, args.weights, device)
     low, high = level_range(given, args.level_min, args.level_max)

@@ -130,7 +130,7 @@ def test_each_process_takes_its_own_fields_of_one_section():
 
 def test_a_meta_device_around_does_not_matter(tmp_path):
     with torch.device("meta"):
-        assert from_config({"name": own(tmp_path)}).level_range()[0] > 0
+        assert named(own(tmp_path)).level_range()[0] > 0
 
 
 # SDEs of one's own
@@ -141,9 +141,15 @@ def own(folder, text=COSINE, kind="Cosine"):
     return f"{folder / 'cosine.py'}:{kind}"
 
 
+def named(name, **fields):
+    """The process of a file that the command line itself names."""
+    section = checkpoint.unflatten(fingerprint(name))["sde"]
+    return from_config({"name": name, **section, **fields}, process=name)
+
+
 def test_a_class_with_alpha_and_sigma_is_a_process(tmp_path):
     """tan(c t) is the cosine process's level: drift -c tan(c t), g^2 = cos^2 d tan^2 / dt = 2 c tan(c t)."""
-    process, c = from_config({"name": own(tmp_path), "sigma_min": 0.01, "reach": 0.4}), 0.4 * math.pi
+    process, c = named(own(tmp_path), sigma_min=0.01, reach=0.4), 0.4 * math.pi
     t = torch.linspace(process.eps, 1, 50, dtype=torch.float64)
     assert torch.allclose(process.level(t), torch.tan(c * t))
     assert torch.allclose(process.drift(t), -c * torch.tan(c * t))
@@ -154,14 +160,48 @@ def test_a_class_with_alpha_and_sigma_is_a_process(tmp_path):
 def test_a_file_is_found_from_here_and_known_by_its_hash(tmp_path, monkeypatch):
     own(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert from_config({"name": "cosine.py:Cosine"}).reach == 0.49
+    assert named("cosine.py:Cosine").reach == 0.49
     digest = hashlib.sha256((tmp_path / "cosine.py").read_bytes()).hexdigest()
     assert fingerprint("cosine.py:Cosine") == {"sde.sha256": digest} and fingerprint("vp") == {}
-    from_config({"name": "cosine.py:Cosine", "sha256": digest})
+    recorded = {"name": "cosine.py:Cosine", "sha256": digest}
+    (tmp_path / "elsewhere.py").write_text(COSINE)  # the same file under another name is the same process
+    assert from_config(recorded, process="elsewhere.py:Cosine").reach == 0.49
     (tmp_path / "cosine.py").write_text(COSINE.replace("0.49", "0.48"))
     with pytest.raises(ValueError, match=r"has changed since the run began .* put the old file back"):
-        from_config({"name": "cosine.py:Cosine", "sha256": digest})
-    assert from_config({"name": "cosine.py:Cosine"}).reach == 0.48
+        from_config(recorded, process="cosine.py:Cosine")
+    assert named("cosine.py:Cosine").reach == 0.48
+
+
+def test_a_file_is_run_only_where_the_caller_names_it(tmp_path, monkeypatch):
+    touching = COSINE + "from pathlib import Path\nPath('executed').touch()\n"
+    own(tmp_path, touching)
+    monkeypatch.chdir(tmp_path)
+    name, recorded = (
+        "cosine.py:Cosine",
+        {"name": "cosine.py:Cosine", **checkpoint.unflatten(fingerprint("cosine.py:Cosine"))["sde"]},
+    )
+    for section, process, sentence in (
+        (recorded, None, "is a Python file of whoever made the run, .* add --process cosine.py:Cosine"),
+        ({"name": "a b.py:P"}, None, "add --process 'a b.py:P'"),
+        ({"name": name}, name, "without sde.sha256"),
+        (recorded | {"sha256": "0" * 64}, name, "has changed since the run began"),
+        (recorded, "cosine.py:Other", "the noise process here is cosine.py:Cosine; name that class"),
+        (recorded, "gone.py:Cosine", "there is no file gone.py"),
+        ({"name": "vp"}, name, "the noise process here is the built-in 'vp'; leave --process out"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            from_config(section, process=process)
+    assert not (tmp_path / "executed").exists()
+    assert from_config(recorded, process=name).reach == 0.49
+    assert (tmp_path / "executed").exists()
+
+
+def test_a_class_of_the_callers_own_stands_for_the_file(tmp_path):
+    class Cosine(Derived):
+        def __init__(self):
+            super().__init__(SDES["vp"]())
+
+    assert isinstance(from_config({"name": "gone.py:Cosine"}, process=Cosine), Cosine)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +228,7 @@ def test_a_file_is_found_from_here_and_known_by_its_hash(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_what_is_no_process_is_refused_in_a_sentence(tmp_path, text, kind, sentence):
     with pytest.raises(ValueError) as refusal:
-        from_config({"name": own(tmp_path, text, kind)})
+        named(own(tmp_path, text, kind))
     assert sentence in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -196,7 +236,7 @@ def test_unknown_names_and_files_are_refused_in_a_sentence():
     with pytest.raises(ValueError, match=r"sde.name 'subpv' is not known; nearest: subvp, or FILE.py:CLASS"):
         from_config({"name": "subpv"})
     with pytest.raises(ValueError, match=r"there is no file gone.py, seen from here or from the project's root"):
-        from_config({"name": "gone.py:Cosine"})
+        from_config({"name": "gone.py:Cosine"}, process="gone.py:Cosine")
 
 
 def test_a_run_of_ones_own_process_trains_loads_and_samples(tmp_path, monkeypatch):
@@ -211,20 +251,22 @@ def test_a_run_of_ones_own_process_trains_loads_and_samples(tmp_path, monkeypatc
         "data": {"name": "four", "hash": "-"},
     }  # fmt: skip
     record = checkpoint.write_run(run, record)
-    trainer = training.Trainer(run, record, Four(), torch.device("cpu"))
+    trainer = training.Trainer(run, record, Four(), torch.device("cpu"), name)
     assert all(math.isfinite(float(trainer.advance()["score"])) for _ in range(3))
     trainer.save()
-    model = checkpoint.load_score_model(run)
+    with pytest.raises(ValueError, match="is run only where you name it"):
+        checkpoint.load_score_model(run)
+    model = checkpoint.load_score_model(run, process=name)
     ends = model.sde.level_range()
     assert ends == pytest.approx((math.tan(0.49 * math.pi * 1e-5), math.tan(0.49 * math.pi)))
     pixels = sampling.sample_images(model, range(2), "heun", samplers.edm_levels(4, *ends), 2)
     assert pixels.shape == (2, 3, 16, 16)
     (tmp_path / "cosine.py").write_text(COSINE + "\n")
     with pytest.raises(ValueError, match="has changed since the run began"):
-        checkpoint.load_score_model(run)
+        checkpoint.load_score_model(run, process=name)
     (tmp_path / "cosine.py").unlink()
     with pytest.raises(ValueError, match="there is no file"):
-        checkpoint.load_score_model(run)
+        checkpoint.load_score_model(run, process=name)
 
 
 class Four:
