@@ -5,9 +5,15 @@ renamed: a reader sees the old file, the new file or none. `meta.json` carries `
 its shape, dtype and CRC-32, so that a truncated or altered file is refused with a sentence instead of being believed.
 """
 
+import contextlib
+import fcntl
 import json
+import math
 import os
+import re
+import stat
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,24 +36,74 @@ TYPES = {
     None: "null",
 }
 ENTRIES = {"arrays": {...: {"shape": [int], "dtype": str, "crc32": int}}}  # of meta.json, by name
+BLOCK = 1 << 20  # bytes written to ask whether a disk is full
 VERIFY_UP_TO = 256 * 2**20  # bytes; larger files are checked by size and header alone when opened
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` on a temporary name beside `path`, flush to disk, rename to `path`."""
+    """Call `write` on a temporary name beside `path`, flush to disk, rename to `path`.
+
+    The temporary name is a function of `path`, so what a killed writer left is taken over by the next one of the same file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with _temporary(path) as temporary:
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except OSError as error:
+            raise _explained(error, path, temporary) from None
+
+
+def _explained(error: OSError, path: Path, temporary: Path) -> OSError:
+    """The error with the file's own name, and with the system's reason where a library says only that it wrote too little."""
+    if error.errno is None:
+        try:
+            with temporary.open("ab") as file:
+                file.write(bytes(BLOCK))
+        except OSError as reason:
+            error = reason
+    if error.errno is None:
+        return OSError(f"{path} could not be written: {error}")
+    named = error.filename if error.filename not in (None, str(temporary)) else str(path)
+    return OSError(error.errno, error.strerror, named)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` that no other process writes to: `.NAME.tmp`, or where that is in use one of its own."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    handle = _take(temporary)
+    if handle is None:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _take(temporary: Path) -> int | None:
+    """A handle that locks this file, emptied; None where a living process holds it, or where it is nothing to write to."""
+    try:
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours, there = os.fstat(handle), temporary.stat(follow_symlinks=False)
+        if (ours.st_ino, ours.st_nlink) != (there.st_ino, 1) or not stat.S_ISREG(ours.st_mode):
+            raise FileExistsError(temporary)  # renamed since it was opened, or a name of another file
+        os.ftruncate(handle, 0)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -68,11 +124,65 @@ class Fields(dict):
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file; a truncated or altered file is a ValueError that names it."""
+    """Content of a JSON file, control characters in its strings as `plain` shows them.
+
+    Whatever a truncated or altered file holds is a ValueError that names it: bytes that are no text, nesting too deep to be
+    meant, numbers that are not finite.
+    """
     try:
-        return json.loads(Path(path).read_text(), object_pairs_hook=lambda pairs: Fields(pairs, path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or altered ({error}): {AGAIN}") from None
+        return parse_json(Path(path).read_text(encoding="utf-8"), Path(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is truncated or altered ({_reason(error)}): {AGAIN}") from None
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """What `read_json` makes of a text, or of one line of a file; ValueError or RecursionError where it is no JSON."""
+
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):
+            raise ValueError(f"{number} is no finite number")
+        return value
+
+    content = json.loads(
+        text, parse_constant=finite, parse_float=finite, object_pairs_hook=lambda pairs: Fields(pairs, path)
+    )
+    return _plain(content, path) if UNSEEN.search(text) or re.search(r"\\[bfru]", text) else content
+
+
+def read_lines(path: Path, shape: Any) -> Iterator[Any]:
+    """The lines of a file of JSON lines that are of this shape (see `expect`); others, such as half of a line, are left out."""
+    return parse_lines(Path(path).read_text(encoding="utf-8", errors="replace"), path, shape)
+
+
+def parse_lines(text: str, path: Path, shape: Any) -> Iterator[Any]:
+    """What `read_lines` makes of a text that stands in a file."""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            content = parse_json(line, path)
+            expect(content, path, shape)
+            yield content
+
+
+def plain(text: str) -> str:
+    r"""The text as one can see it: control characters and half surrogates as \x1b and \ud800, line breaks and tabs kept."""
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _plain(content: Any, path: Path) -> Any:
+    if isinstance(content, str):
+        return plain(content)
+    if isinstance(content, list):
+        return [_plain(entry, path) for entry in content]
+    if isinstance(content, dict):
+        return Fields([(plain(name), _plain(entry, path)) for name, entry in content.items()], path)
+    return content
+
+
+def _reason(error: BaseException) -> str:
+    """What a library says of a broken file, in one short line."""
+    words = plain(" ".join(f"{error}".split())) or type(error).__name__
+    return words if len(words) <= 120 else f"{words[:117]}..."
 
 
 def expect(content: Any, path: Path, shape: Any, remedy: str = AGAIN, where: str = "") -> None:
@@ -127,17 +237,17 @@ def write_array(path: Path, array: np.ndarray) -> None:
     write_atomically(path, write)
 
 
-def read_array(path: Path, checksum: int | None = None) -> np.ndarray:
+def read_array(
+    path: Path, checksum: int | None = None, remedy: str = "remove its folder and make it again"
+) -> np.ndarray:
     """Memory-map one `.npy` file, read-only; with `checksum`, its CRC-32 must agree (files up to `VERIFY_UP_TO` bytes)."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the command that writes {path.parent} again")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or not a .npy file ({error}): remove its folder and make it again"
-        ) from None
+    except Exception as error:  # of the header's text numpy raises whatever Python's own parser does
+        raise ValueError(f"{path} is truncated or not a .npy file ({_reason(error)}): {remedy}") from None
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive of arrays, expected one array in a .npy file")
     if checksum is not None and path.stat().st_size <= VERIFY_UP_TO and file_checksum(path) != checksum:
@@ -145,6 +255,32 @@ def read_array(path: Path, checksum: int | None = None) -> np.ndarray:
             f"{path} was altered after it was written (its checksum differs): remove its folder and make it again"
         )
     return array
+
+
+def read_archive(path: Path, wanted: str) -> dict[str, np.ndarray]:
+    """Every array of a .npz file by name; one that is truncated, holds objects or does not fit in memory is a ValueError.
+
+    wanted: what the file should hold, for the error.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a .npz with {wanted}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            raise ValueError(f"{size:,} bytes when unpacked, and this machine has {memory:,} of memory")
+        with np.load(path, allow_pickle=False) as held:
+            content = {name: held[name] for name in held.files}
+        if others := [name for name, array in content.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{others[0]} in it is no array")
+        return content
+    except MemoryError:
+        raise ValueError(f"{path} says that it holds more than fits in memory: expected a .npz with {wanted}") from None
+    except Exception as error:  # zip files and headers can be broken in as many ways as there are libraries below
+        raise ValueError(
+            f"{path} is truncated, holds objects, or is no .npz file ({_reason(error)}): expected {wanted}"
+        ) from None
 
 
 def file_checksum(path: Path) -> int:
@@ -242,7 +378,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"{path} is missing")
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, ValueError) as error:
+    except Exception as error:  # of a forged header torch raises as many kinds as safetensors
         raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}): remove its folder and make it again"
+            f"{path} is truncated or not a safetensors file ({_reason(error)}): remove its folder and make it again"
         ) from None

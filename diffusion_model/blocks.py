@@ -128,12 +128,9 @@ def _line(row: int, key: str, checksum: int) -> str:
 def _read_lines(path: Path) -> dict[int, tuple[int, str, int]]:
     """Lines by first row; a half-written one is dropped, so its block is decoded again."""
     lines = {}
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            row, key, checksum = json.loads(text)
-        except (ValueError, TypeError):
-            continue
-        lines[row] = row, key, checksum
+    for line in arrays.read_lines(path, [(int, str)]) if path.is_file() else ():
+        if [type(entry) for entry in line] == [int, str, int]:
+            lines[line[0]] = tuple(line)
     return lines
 
 

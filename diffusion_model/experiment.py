@@ -6,9 +6,11 @@ usage (options, values, config fields), 1 for a failure. `--config FILE:PRESET` 
 """
 
 import argparse
+import ast
 import contextlib
 import ctypes
 import difflib
+import errno
 import hashlib
 import importlib.util
 import json
@@ -32,6 +34,8 @@ from tqdm import tqdm
 from diffusion_model import arrays
 
 ROOT = Path(__file__).resolve().parent.parent
+MANY = 1_000_000  # what an option counts is at most so many, unless it says otherwise
+LONGEST = 100  # bytes of a name that an option gives
 REPORT_EVERY = 20.0  # seconds between progress lines where there is no terminal
 
 
@@ -50,13 +54,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """The `type=` of an option that is a number of the type of `least`, and not below it: `--batch 0: expected at least 1`.
+    """The `type=` of an option that is a number of the type of `least`, from there to `most`: `--batch 0: expected at least 1`.
 
-    The parser holds the default of a preset to it too. because: said in brackets where the bound needs a reason.
+    The parser holds the default of a preset to it too. because: said in brackets where the lower bound needs a reason.
     """
 
     least: int | float
     because: str = ""
+    most: int | float | None = None  # as given: `MANY` of what is counted, none of a quantity
 
     def __call__(self, text: str) -> int | float:
         return type(self.least)(text)
@@ -66,11 +71,44 @@ class AtLeast:
         return type(self.least).__name__
 
     def check(self, option: str, value: Any) -> None:
-        """Refuse a value, or one of a list, below the bound (UsageError); None stands for an option that is not given."""
+        """Refuse a value, or one of a list, out of bounds (UsageError); None stands for an option that is not given."""
         for number in value if isinstance(value, list) else [value]:
-            if number is not None and number < self.least:
+            shown = f"{number:g}" if isinstance(number, float) else f"{number}"
+            if number is not None and self.is_below(number):
                 reason = f" ({self.because})" if self.because else ""
-                raise UsageError(f"{option} {number}: expected at least {self.least:g}{reason}")
+                raise UsageError(f"{option} {shown}: expected {self.lower}{reason}")
+            most = (MANY if isinstance(self.least, int) else math.inf) if self.most is None else self.most
+            if number is not None and number > most:
+                raise UsageError(f"{option} {shown}: expected at most {most:,}")
+
+    @property
+    def lower(self) -> str:
+        """The lower bound in words."""
+        return f"at least {self.least:g}"
+
+    def is_below(self, number: int | float) -> bool:
+        """Whether a number is too small."""
+        return number < self.least
+
+
+class Above(AtLeast):
+    """The same of a number that must not be `least` itself: a learning rate of 0 trains nothing."""
+
+    @property
+    def lower(self) -> str:
+        """The lower bound in words."""
+        return f"above {self.least:g}"
+
+    def is_below(self, number: int | float) -> bool:
+        """Whether a number is too small."""
+        return number <= self.least
+
+
+def file_name(text: str) -> str:
+    """The `type=` of an option that names one file or folder inside another: no path, not empty, not too long."""
+    if not text.strip(". ") or "/" in text or len(os.fsencode(text)) > LONGEST or arrays.plain(text) != text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: expected 1 to {LONGEST} letters without a slash")
+    return text
 
 
 class Parser(argparse.ArgumentParser):
@@ -140,6 +178,10 @@ class Parser(argparse.ArgumentParser):
         value = super()._get_value(action, string)
         if isinstance(value, float) and not math.isfinite(value):
             raise argparse.ArgumentError(action, f"{string} is not a finite number")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise argparse.ArgumentError(action, f"{string[:40]} is beyond 64 bits")
+        if isinstance(value, Path) and (not string.strip() or "\0" in string):
+            raise argparse.ArgumentError(action, f"{string!r} is no path; the folder at hand is .")
         return value
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -156,9 +198,26 @@ class Parser(argparse.ArgumentParser):
         for name, value in config[section].items():
             if name not in actions:
                 raise UsageError(f"{preset}: {section}.{name} is no option of this command; {nearest(name, actions)}")
-            value = list(value) if isinstance(value, tuple) else value
-            self.set_defaults(**{name: value})
+            self.set_defaults(**{name: self._preset_value(actions[name], value, f"{preset}: {section}.{name}")})
             actions[name].required = False
+
+    def _preset_value(self, action: argparse.Action, value: Any, where: str) -> Any:
+        """What an option would make of a preset's value; one that it would not take is a UsageError."""
+        if value is None:
+            return None
+        several = action.nargs not in (None, 0, "?")
+        if isinstance(value, list | tuple) != several or isinstance(value, bool) != (action.nargs == 0):
+            kind = "a list" if several else "True or False" if action.nargs == 0 else "a single value"
+            raise UsageError(f"{where} is {value!r}, expected {kind}")
+        if action.nargs == 0:
+            return value
+        try:
+            entries = [self._get_value(action, str(entry)) for entry in (value if several else [value])]
+        except argparse.ArgumentError as error:
+            raise UsageError(f"{where}: {error.message}") from None
+        for entry in entries:
+            self._check_value(action, entry)
+        return entries if several else entries[0]
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -201,6 +260,10 @@ def launch(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     except BrokenPipeError:  # whoever reads has seen enough, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except MemoryError as error:
+        status = _report(f"this needs more memory than there is ({error or 'of Python'}): ask for less at once", 1)
+    except RecursionError:
+        status = _report("a file or an option is nested too deep to be read", 1)
     except (ValueError, OSError, FloatingPointError) as error:
         of_the_system = isinstance(error, OSError) and error.strerror
         if not of_the_system and not _is_ours(error):
@@ -209,18 +272,30 @@ def launch(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
     sys.exit(status)
 
 
+REMEDIES = {  # of what the system refuses, by its number
+    errno.EACCES: "give a place that can be read and written",
+    errno.EPERM: "give a place that can be read and written",
+    errno.EROFS: "give a place that can be read and written",
+    errno.ENOSPC: "make room there, or give another place",
+    errno.EDQUOT: "make room there, or give another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "raise the number of open files (ulimit -n)",
+}
+
+
 def _sentence(error: OSError) -> str:
     """What the system refused, as a sentence: no permission, a full disk, a file where a folder is needed."""
     named = error.filename2 or error.filename
     where = f"{os.fsdecode(named)}: " if isinstance(named, str | bytes) else ""
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{where}a file lies where a folder is needed: give another folder or move the file"
-    return f"{where}{error.strerror[0].lower()}{error.strerror[1:]}: give a place that can be read and written"
+    remedy = REMEDIES.get(error.errno, "")
+    return f"{where}{error.strerror[0].lower()}{error.strerror[1:]}{remedy and f': {remedy}'}"
 
 
 def _report(error: BaseException | str, status: int) -> int:
     if status != 2 or rank() == 0:  # every rank finds the same wrong usage
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {arrays.plain(str(error))}", file=sys.stderr)
     return status
 
 
@@ -293,10 +368,7 @@ def override_field(config: ml_collections.ConfigDict, override: str) -> None:
             known = flatten(config)
             raise UsageError(f"the configuration has no field {name!r}; {nearest(name, known)}")
         parent, node = node, node[section]
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = {"True": True, "False": False, "None": None}.get(text, text)
+    value = _parsed(text)
     if isinstance(node, float) and isinstance(value, str):
         with contextlib.suppress(ValueError):  # .0625 is no JSON
             value = float(value)
@@ -316,6 +388,14 @@ def override_field(config: ml_collections.ConfigDict, override: str) -> None:
                 f"--config.{name}={text}: expected entries of type {type(node[0]).__name__}, such as {node!r}"
             )
     parent[field] = value
+
+
+def _parsed(text: str) -> Any:
+    """A value as JSON or Python writes it, or the text itself."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text)
+    return text
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -439,13 +519,9 @@ def truncate_lines(path: Path, field: str, largest: float) -> None:
     if not Path(path).is_file():
         return
     kept = []
-    for text in Path(path).read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and record.get(field, math.inf) <= largest:
-            kept.append(text + "\n")
+    for record in arrays.read_lines(path, {field: float}):
+        if record[field] <= largest:
+            kept.append(json.dumps(record) + "\n")
     arrays.write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
 
 

@@ -117,15 +117,8 @@ def last_record(path: Path) -> dict[str, Any]:
         return {}
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
-        lines = file.read().decode(errors="replace").splitlines()
-    for text in reversed(lines):
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict):
-            return record
-    return {}
+        text = file.read().decode(errors="replace")
+    return next(reversed([{}, *arrays.parse_lines(text, path, dict)]))
 
 
 def lacks(run: Path, config: dict[str, Any], state: run_state.State) -> list[tuple[str, str]]:

@@ -97,7 +97,7 @@ def make_parser() -> experiment.Parser:
         "--dry-run", action="store_true", help="train: print configuration, sizes and estimates, and stop"
     )
     parser.add_argument("--n", type=AtLeast(1), default=GRID, help="sample: number of images")
-    parser.add_argument("--steps", type=AtLeast(2), default=18, help="sample: solver steps")
+    parser.add_argument("--steps", type=AtLeast(2, most=10_000), default=18, help="sample: solver steps")
     parser.add_argument("--sampler", default="heun", choices=tuple(SAMPLERS), help="sample: solver")
     parser.add_argument("--grid", default="edm", choices=tuple(GRIDS), help="sample: how the levels are spaced")
     parser.add_argument(

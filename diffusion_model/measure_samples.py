@@ -38,7 +38,7 @@ def make_parser() -> experiment.Parser:
         type=AtLeast(2),
         help=f"images of a subset of the kernel distance (default: {fid.SIZE}, or a quarter of fewer than four times that)",
     )
-    parser.add_argument("--subsets", type=AtLeast(1), default=100, help="subsets of the kernel distance")
+    parser.add_argument("--subsets", type=AtLeast(1, most=100_000), default=100, help="subsets of the kernel distance")
     parser.add_argument("--floor", action="store_true", help="also measure n real images against n others")
     parser.add_argument("--seed", type=int, default=0, help="of the subsets and of the real images drawn")
     parser.add_argument("--out", type=Path, help="folder of the cells (default: distances beside SAMPLES)")

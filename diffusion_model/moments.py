@@ -17,7 +17,6 @@ Dimensions: B batch, D features.
 
 import functools
 import json
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,26 +256,22 @@ class Statistics:
         return found
 
 
+NPZ = (
+    ("mu", "fiu", "real ones"),
+    ("sigma", "fiu", "real ones"),
+    ("count", "iu", "an integer"),
+    ("meta", "U", "a text"),
+)
+
+
 def read_npz(path: Path) -> Statistics:
     """The mean `mu` and covariance `sigma` in a file of pytorch-fid, of EDM or of `write_npz`; nothing in it is unpickled."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a .npz with mu [D] and sigma [D, D]")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
-        found = {
-            name: torch.from_numpy(np.real(held[name]).astype(np.float64)) for name in ("mu", "sigma") if name in held
-        }
-        meta = json.loads(str(held["meta"])) if "meta" in held else {}
-        count = int(held["count"]) if "count" in held else None
-    except (ValueError, TypeError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is no .npz of plain arrays, or is truncated ({str(error)[:80]}): expected mu and sigma"
-        ) from None
-    complex_ones = [name for name, array in held.items() if array.dtype.kind == "c"]
-    if complex_ones:
-        raise ValueError(f"{path} holds complex numbers ({', '.join(complex_ones)}): expected real mu and sigma")
+    held = arrays.read_archive(path, "mu [D] and sigma [D, D]")
+    for name, kinds, what in NPZ:
+        if name in held and held[name].dtype.kind not in kinds:
+            raise ValueError(f"{path} holds {held[name].dtype} numbers in {name}, expected {what}")
+    found = {name: torch.from_numpy(held[name].astype(np.float64)) for name in ("mu", "sigma") if name in held}
     shapes = {name: list(array.shape) for name, array in held.items()}
     dimension = (shapes.get("mu") or [0])[0]
     if not dimension or [shapes.get(name) for name in ("mu", "sigma")] != [[dimension], [dimension, dimension]]:
@@ -286,4 +281,11 @@ def read_npz(path: Path) -> Statistics:
         raise ValueError(f"{path} holds NaN or infinite values: moments are of finite numbers")
     if float((sigma - sigma.T).abs().max()) > ASYMMETRY * float(sigma.diagonal().abs().max()):
         raise ValueError(f"sigma in {path} is not symmetric: it is no covariance")
-    return Statistics(mu, sigma, meta if isinstance(meta, dict) else {}, count)
+    if any(held[name].size != 1 for name in ("count", "meta") if name in held):
+        raise ValueError(f"{path} holds {shapes}, expected one count and one meta")
+    try:
+        meta = arrays.parse_json(str(held["meta"].item()), path) if "meta" in held else {}
+        arrays.expect(meta, path, dict)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"meta in {path} is no JSON object ({str(error)[:80]}): write the file again") from None
+    return Statistics(mu, sigma, meta, held["count"].item() if "count" in held else None)

@@ -4,12 +4,11 @@ Legend: N images, C channels, H x W pixels, A label columns.
 """
 
 import sys
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from diffusion_model import arrays
 from diffusion_model.raw import SPLITS, Loaded, Raw, fixed_order
 
 KEYS = "images and labels, or train_images, train_labels, test_images and test_labels"
@@ -72,17 +71,14 @@ def _read_own(path: Path) -> dict[str, np.ndarray]:
         )
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"--source {path}: expected a .npy or .npz with {KEYS}")
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        beside = path.with_name(f"{path.stem}_labels.npy")
-        held = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
-        if beside.is_file():
-            held["labels"] = np.load(beside, allow_pickle=False)
-        return held
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is truncated, holds objects, or is no {path.suffix} file ({error})") from None
+    if path.suffix == ".npz":
+        return arrays.read_archive(path, KEYS)
+    beside = path.with_name(f"{path.stem}_labels.npy")
+    remedy = "give a file of a plain array"
+    held = {"images": arrays.read_array(path, remedy=remedy)}
+    if beside.is_file():
+        held["labels"] = arrays.read_array(beside, remedy=remedy)
+    return held
 
 
 def _own_raw(what: str, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray | None) -> Raw:

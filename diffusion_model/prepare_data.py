@@ -38,7 +38,9 @@ def parser() -> Parser:
         type=AtLeast(1),
         help="side in pixels to resize and crop a folder of your own to (default: as they are)",
     )
-    parse.add_argument("--workers", type=AtLeast(1), default=blocks.cores(), help="processes that decode images")
+    parse.add_argument(
+        "--workers", type=AtLeast(1, most=256), default=blocks.cores(), help="processes that decode images"
+    )
     parse.add_data()
     return parse
 

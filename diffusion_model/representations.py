@@ -45,12 +45,18 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, prog="representations.py")
     parser.add_argument("run", type=Path, help="a run")
     parser.add_argument(
-        "--granularities", type=int, nargs="+", default=[2, 5, 7, 10, 17, 25, 37, 50], help="times i/k for i = 0..k"
+        "--granularities",
+        type=AtLeast(1, most=trajectories.FINEST),
+        nargs="+",
+        default=[2, 5, 7, 10, 17, 25, 37, 50],
+        help="times i/k for i = 0..k",
     )
     parser.add_argument("--times", type=float, nargs="+", metavar="T", help="these times, and no grids")
     parser.add_argument("--sources", nargs="+", default=["encoder"], metavar="SOURCE", help="what to encode with")
     parser.add_argument("--list-blocks", action="store_true", help="print the blocks of the score network, and end")
-    parser.add_argument("--draws", type=AtLeast(1), default=1, help="of noise, for blocks: activations are averaged")
+    parser.add_argument(
+        "--draws", type=AtLeast(1, most=10_000), default=1, help="of noise, for blocks: activations are averaged"
+    )
     parser.add_argument("--pooling", default="mean", choices=readouts.POOLING, help="over the pixels, for blocks")
     parser.add_argument("--components", type=AtLeast(1), default=64, help="for pca")
     parser.add_argument("--splits", nargs="+", default=list(data.SPLITS), choices=data.SPLITS, help="which images")

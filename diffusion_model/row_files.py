@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_model import arrays
+
 JOURNAL = ".rows."
 BLOCK = 1 << 22  # bytes read at once
 
@@ -133,12 +135,11 @@ def _lines(folder: Path) -> list[tuple[int, dict[str, list[int]]]]:
     """Lines of every journal; one that was half written is dropped, so its rows are written again."""
     lines = []
     for path in sorted(folder.glob(f"{JOURNAL}*")):
-        for text in path.read_text(errors="replace").splitlines():
-            try:
-                start, checksums = json.loads(text)
-            except (ValueError, TypeError):
-                continue
-            lines.append((start, checksums))
+        for line in arrays.read_lines(path, [(int, {...: [int]})]):
+            if len(line) == 2 and isinstance(line[0], int) and isinstance(line[1], dict):
+                start, checksums = line
+                if start >= 0 and all(len(held) == 2 and held[0] >= 0 for held in checksums.values()):
+                    lines.append((start, checksums))
     return lines
 
 

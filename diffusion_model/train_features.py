@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from diffusion_model import arrays, data
-from diffusion_model.experiment import AtLeast, Parser, choose_device, generator, launch, progress
+from diffusion_model.experiment import Above, AtLeast, Parser, choose_device, generator, launch, progress
 from diffusion_model.features import Classifier, classifier_folder
 
 
@@ -24,10 +24,12 @@ def make_parser() -> Parser:
     parser = Parser(__doc__, prog="train_features.py")
     parser.add_argument("name", metavar="NAME", help="data set")
     parser.add_data()
-    parser.add_argument("--images", type=AtLeast(1), default=60_000, help="training images in all, repetitions counted")
-    parser.add_argument("--batch", type=AtLeast(2), default=128, help="images a step")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="highest rate of AdamW, one cycle")
-    parser.add_argument("--width", type=AtLeast(1), default=32, help="channels of the first convolution")
+    parser.add_argument(
+        "--images", type=AtLeast(1, most=10**10), default=60_000, help="training images in all, repetitions counted"
+    )
+    parser.add_argument("--batch", type=AtLeast(2, most=65_536), default=128, help="images a step")
+    parser.add_argument("--learning-rate", type=Above(0.0), default=3e-3, help="highest rate of AdamW, one cycle")
+    parser.add_argument("--width", type=AtLeast(1, most=1024), default=32, help="channels of the first convolution")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_device()
     return parser

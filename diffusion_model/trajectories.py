@@ -27,6 +27,7 @@ from diffusion_model.row_files import RowFile
 KIND = "trajectories"
 LEVEL_MIN, LEVEL_MAX = 0.01, 50.0  # in units of the data's standard deviation
 TOLERANCE = 1e-6
+FINEST = 1_000  # granularity: of a finer grid every time is a file of its own without saying more
 META = {  # of meta.json, as `arrays.expect` takes it
     "requested": [float], "stored": {...: {"time": float, "crc32": int}}, "attributes": {...: int},
     "labels": {"crc32": int}, "count": int, "dimension": int, "dtype?": str,

@@ -45,12 +45,13 @@ from typing import Any
 import torch
 
 from diffusion_model import experiment, results, trajectories
-from diffusion_model.experiment import AtLeast
+from diffusion_model.experiment import Above, AtLeast
 from downstream_classification import accuracies, filing, fitting, plans
 from downstream_classification.mixing import HEADS
 from downstream_classification.plans import Group, Hiding
 from downstream_classification.stores import Store, Target
 
+WIDEST = 16_384  # hidden units of a head
 RATES = [1e-3, 7.5e-4, 5e-4, 2.5e-4, 1e-4, 5e-5]  # From Points to Functions, section 4
 Planned = list[tuple[Store, list[Group]]]
 Line = tuple[str, str, Any, int]  # attribute, method, times, number of labels (0: all)
@@ -74,7 +75,7 @@ def parser() -> experiment.Parser:
     options.add_argument(
         "--granularity",
         nargs="+",
-        type=AtLeast(1),
+        type=AtLeast(1, most=trajectories.FINEST),
         default=[10],
         metavar="K",
         help="times i/k for i = 0..k; of 1: t = 0.5",
@@ -83,20 +84,25 @@ def parser() -> experiment.Parser:
     options.add_argument("--hide", nargs="+", type=float, metavar="T", help="times hidden from heads that mix")
     options.add_argument("--keep", type=float, metavar="T", help="the only time that heads which mix may see")
     options.add_argument("--hide-cls", action="store_true", help="hide the CLS token's own key from the transformer")
-    options.add_argument("--learning-rates", nargs="+", type=float, default=RATES, metavar="LR", help="candidates")
-    options.add_argument("--epochs", type=AtLeast(1), default=100, help="epochs of every fit")
-    options.add_argument("--mixing-learning-rates", nargs="+", type=float, metavar="LR", help="of heads that mix")  # fmt: skip
-    options.add_argument("--mixing-epochs", type=AtLeast(1), metavar="N", help="of heads that mix (default: as the others)")  # fmt: skip
+    options.add_argument("--learning-rates", nargs="+", type=Above(0.0), default=RATES, metavar="LR", help="candidates")
+    options.add_argument("--epochs", type=AtLeast(1, most=100_000), default=100, help="epochs of every fit")
+    options.add_argument("--mixing-learning-rates", nargs="+", type=Above(0.0), metavar="LR", help="of heads that mix")  # fmt: skip
+    options.add_argument("--mixing-epochs", type=AtLeast(1, most=100_000), metavar="N", help="of those that mix")  # fmt: skip
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="K", help="of split, weights and order")  # fmt: skip
     options.add_argument("--mixing-seeds", nargs="+", type=int, metavar="K", help="of heads that mix (default: as the others)")  # fmt: skip
     options.add_argument("--validation-fraction", type=float, default=0.1, help="part of the train split held out")
     options.add_argument("--batch", type=AtLeast(1), default=256, help="images a step")
     options.add_argument("--dropout", type=float, default=0.25, help="of every head but linear ones")
-    options.add_argument("--mlp-width", type=AtLeast(1), default=512, help="hidden units of mlp heads")
-    options.add_argument("--gru-width", type=AtLeast(1), default=256, help="width of the gru's state")
-    options.add_argument("--transformer-width", type=AtLeast(1), default=256, help="width of the transformer's tokens")
+    options.add_argument("--mlp-width", type=AtLeast(1, most=WIDEST), default=512, help="hidden units of mlp heads")
+    options.add_argument("--gru-width", type=AtLeast(1, most=WIDEST), default=256, help="width of the gru's state")
     options.add_argument(
-        "--transformer-feedforward", type=AtLeast(1), default=512, help="hidden units of its feed-forward part"
+        "--transformer-width", type=AtLeast(1, most=WIDEST), default=256, help="width of the transformer's tokens"
+    )
+    options.add_argument(
+        "--transformer-feedforward",
+        type=AtLeast(1, most=WIDEST),
+        default=512,
+        help="hidden units of its feed-forward part",
     )
     options.add_argument(
         "--standardise",
@@ -175,9 +181,6 @@ def check(args: argparse.Namespace) -> None:
         raise experiment.UsageError(f"--validation-fraction {args.validation_fraction:g}: expected between 0 and 1")
     if not 0 <= args.dropout < 1:
         raise experiment.UsageError(f"--dropout {args.dropout:g}: expected at least 0 and below 1")
-    for name in ("learning_rates", "mixing_learning_rates"):
-        if min(getattr(args, name) or [1]) <= 0:
-            raise experiment.UsageError(f"--{name.replace('_', '-')} {min(getattr(args, name)):g}: expected above 0")
     if args.transformer_width % 4:
         raise experiment.UsageError(f"--transformer-width {args.transformer_width}: expected a multiple of its 4 heads")
     if args.hide and args.keep is not None:

@@ -52,7 +52,11 @@ def parser() -> experiment.Parser:
     options = experiment.Parser(__doc__, prog="tabulate.py")
     options.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders with classify/")
     options.add_argument("--out", type=Path, default=Path("tables"), metavar="DIR", help="folder to write to")
-    options.add_argument("--name", help="of what is written (default: the run's; of several settings: comparison)")
+    options.add_argument(
+        "--name",
+        type=experiment.file_name,
+        help="of what is written (default: the run's; of several settings: comparison)",
+    )
     options.add_argument("--head", help="head of one time to compare by (default: the one that validates best)")
     options.add_argument("--attributes", nargs="+", metavar="A", help="label columns (default: all that are there)")
     options.add_argument("--joint", help="take the fits of these attributes together, as classify.py --joint names them")  # fmt: skip

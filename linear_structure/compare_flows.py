@@ -104,7 +104,7 @@ def make_parser() -> experiment.Parser:
     closed_forms.add_options(parser)
     parser.add_argument("--n", type=AtLeast(2), default=256, help="seeds, from 0")
     parser.add_argument("--sampler", default="heun", choices=tuple(SAMPLERS), help="solver")
-    parser.add_argument("--steps", type=AtLeast(2), default=18, help="of the solver, on EDM's grid")
+    parser.add_argument("--steps", type=AtLeast(2, most=10_000), default=18, help="of the solver, on EDM's grid")
     parser.add_argument("--features", choices=tuple(features.FEATURES), help="also measure in this feature space")
     parser.add_argument("--weights", type=Path, help="file of pytorch-fid's Inception weights (default: downloaded)")
     parser.add_argument("--batch", type=AtLeast(1), default=64, help="samples at once")

@@ -62,13 +62,17 @@ def make_parser() -> experiment.Parser:
         "--n", type=AtLeast(2), help="images or seeds, drawn by a fixed seed (default: 512, or all images there are)"
     )
     parser.add_argument("--split", default="test", choices=data.SPLITS, help="of noised images: which")
-    parser.add_argument("--levels", type=AtLeast(2), default=16, help="number of levels, even in the logarithm")
+    parser.add_argument(
+        "--levels", type=AtLeast(2, most=1000), default=16, help="number of levels, even in the logarithm"
+    )
     parser.add_argument("--level-min", type=float, default=0.02, help="lowest level, in model space")
     parser.add_argument("--level-max", type=float, help="highest level (default: the highest the run was made for)")
     parser.add_argument(
         "--at-levels", metavar="L", type=float, nargs="+", help="these levels in place of --levels, --level-min, -max"
     )
-    parser.add_argument("--solver-steps", type=AtLeast(2), default=18, help="of trajectories: Heun's steps")
+    parser.add_argument(
+        "--solver-steps", type=AtLeast(2, most=10_000), default=18, help="of trajectories: Heun's steps"
+    )
     parser.add_argument("--batch", type=AtLeast(1), default=256, help="images at once")
     parser.add_argument("--steps", metavar="STEP", nargs="+", help="checkpoints, or all (default: the newest)")
     parser.add_process()

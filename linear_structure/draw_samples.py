@@ -40,7 +40,7 @@ def make_parser() -> experiment.Parser:
     jump.add_argument("--skip", metavar="K", type=AtLeast(0), help="solver steps that the jump replaces")
     jump.add_argument("--to-level", metavar="L", type=float, help="level that the jump leads to")
     parser.add_argument("--n", type=AtLeast(1), default=64, help="number of images")
-    parser.add_argument("--steps", type=AtLeast(2), default=18, help="solver steps")
+    parser.add_argument("--steps", type=AtLeast(2, most=10_000), default=18, help="solver steps")
     parser.add_argument("--sampler", default="heun", choices=tuple(SAMPLERS), help="solver")
     parser.add_argument("--grid", default="edm", choices=tuple(GRIDS), help="how the levels are spaced")
     parser.add_argument("--seed-base", type=int, default=0, help="seed of the first image, the next has the next")

@@ -1,6 +1,5 @@
 """A run and the statistics of its data, checked against each other before anything is computed with both."""
 
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,13 +25,6 @@ KINDS = {reader: kind for kind, (reader, _) in FORMS.items()}
 EDGE = 1e-4  # levels as cells name them are rounded
 RUN = Path("runs/edm-cifar10")
 PARAMS = Path("gaussian_params")
-
-
-def sweep_folder(run: Path, name: str) -> Path:
-    """RUN/sweeps/NAME; a name that would lead elsewhere is a UsageError."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise experiment.UsageError(f"--name {name!r}: expected a folder's name of letters, digits, '.', '_' and '-'")
-    return Path(run) / "sweeps" / name
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,12 @@ def make_parser() -> experiment.Parser:
         "run", metavar="RUN", type=Path, nargs="?", default=inputs.RUN, help="a run with compared scores"
     )
     parser.add_argument("--step", type=int, help="checkpoint of all figures but one (default: the newest compared)")
-    parser.add_argument("--pictures", type=AtLeast(1), default=4, help="levels at which the denoised images are shown")
-    parser.add_argument("--panels", type=AtLeast(1), default=4, help="levels of the figure over checkpoints at most")
+    parser.add_argument(
+        "--pictures", type=AtLeast(1, most=1000), default=4, help="levels at which the denoised images are shown"
+    )
+    parser.add_argument(
+        "--panels", type=AtLeast(1, most=1000), default=4, help="levels of the figure over checkpoints at most"
+    )
     parser.add_pdf()
     return parser
 

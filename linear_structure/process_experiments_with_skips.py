@@ -28,7 +28,7 @@ def make_parser() -> experiment.Parser:
     """The command line."""
     parser = experiment.Parser(__doc__, prog="process_experiments_with_skips.py")
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", default=inputs.RUN, help="a run with a sweep")
-    parser.add_argument("--name", default="default", help="the sweep's folder in RUN/sweeps")
+    parser.add_argument("--name", type=experiment.file_name, default="default", help="the sweep's folder in RUN/sweeps")
     parser.add_argument(
         "--margin", type=Margin(0.0), default=0.01, help="relative increase that is accepted, or spread"
     )
@@ -40,7 +40,7 @@ def make_parser() -> experiment.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
-    folder = inputs.sweep_folder(args.run, args.name)
+    folder = args.run / "sweeps" / args.name
     remedy = f"run `python linear_structure/sweep_skips.py {args.run} PARAMS --name {args.name}` first"
     rows = read_sweep(folder, args.blocks, remedy)
     found = lines(rows)

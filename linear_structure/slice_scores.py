@@ -73,7 +73,7 @@ def make_parser() -> experiment.Parser:
     )
     parser.add_argument("--split", default="train", choices=data.SPLITS, help="which images")
     parser.add_argument("--levels", metavar="L", type=float, nargs="+", default=list(LEVELS), help="noise levels")
-    parser.add_argument("--grid", type=AtLeast(2), default=25, help="points a side")
+    parser.add_argument("--grid", type=AtLeast(2, most=1000), default=25, help="points a side")
     parser.add_argument("--batch", type=AtLeast(1), default=256, help="points at once")
     parser.add_step()
     parser.add_process()

@@ -47,7 +47,9 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, prog="sweep_skips.py")
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", default=inputs.RUN, help="a run of mode none")
     parser.add_argument("params", metavar="PARAMS", type=Path, nargs="?", default=inputs.PARAMS, help="its statistics")
-    parser.add_argument("--name", help="the sweep's folder in RUN/sweeps (default: default, or recommend)")
+    parser.add_argument(
+        "--name", type=experiment.file_name, help="the sweep's folder in RUN/sweeps (default: default, or recommend)"
+    )
     known = " ".join(map(str, SKIPS))
     parser.add_argument(
         "--skips", type=int, nargs="+", help=f"numbers of skipped steps (default: {known}; none with --to-levels)"
@@ -57,7 +59,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--other-skips", type=int, nargs="+", help="skips of all kinds but gaussian (default: --skips)")
     parser.add_argument("--mixture", metavar="DIR", type=Path, help="statistics of the kind mixture")
     parser.add_argument("--samplers", nargs="+", default=["heun"], choices=tuple(SAMPLERS), help="solvers")
-    parser.add_argument("--steps", type=AtLeast(2), nargs="+", default=[18], help="solver steps")
+    parser.add_argument("--steps", type=AtLeast(2, most=10_000), nargs="+", default=[18], help="solver steps")
     parser.add_argument(
         "--evaluations",
         type=AtLeast(1),
@@ -168,9 +170,7 @@ def check_recommend(args: Any, chosen: Mapping[str, Sequence[int]]) -> None:
 
 def sweep(args: Any, cells: list[Cell], root: Path, device: torch.device) -> int:
     """Open what the cells need, and make those that are missing or search among them."""
-    folder = inputs.sweep_folder(
-        args.run, ("recommend" if args.recommend else "default") if args.name is None else args.name
-    )
+    folder = args.run / "sweeps" / (args.name or ("recommend" if args.recommend else "default"))
     given = inputs.open_inputs(args.run, args.params, root, args.step, device, args.process)
     train = given.split("train")
     extractor = features.open_extractor(args.features, train, root, args.weights, device)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_model import arrays, experiment, figures, results, trajectories
-from diffusion_model.experiment import AtLeast
+from diffusion_model.experiment import Above, AtLeast
 from qualitative_analysis import information
 
 
@@ -35,16 +35,20 @@ def parser() -> experiment.Parser:
     mine = information.Mine()
     options = experiment.Parser(__doc__, prog="estimate_mi.py")
     options.add_argument("store", type=Path, metavar="STORE", help="RUN/trajectories/SOURCE")
-    options.add_argument("--granularity", type=AtLeast(1), default=10, help="k: the times i/k for i = 0..k")
+    options.add_argument(
+        "--granularity", type=AtLeast(1, most=trajectories.FINEST), default=10, help="k: the times i/k for i = 0..k"
+    )
     options.add_argument("--times", nargs="+", type=float, metavar="T", help="these times instead")
     options.add_argument("--fit-on", choices=["train", "test"], default="train", help="split that fits the critics")
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="K", help="of critics and batches")  # fmt: skip
-    options.add_argument("--width", type=AtLeast(1), default=mine.width, help="hidden units of a critic's two layers")
+    options.add_argument(
+        "--width", type=AtLeast(1, most=16_384), default=mine.width, help="hidden units of a critic's two layers"
+    )
     options.add_argument("--steps", type=AtLeast(1), default=mine.steps, help="training steps at most")
     options.add_argument(
         "--batch", type=AtLeast(2, "a row is paired with another"), default=mine.batch, help="rows a step"
     )
-    options.add_argument("--learning-rate", type=float, default=mine.learning_rate, help="of Adam")
+    options.add_argument("--learning-rate", type=Above(0.0), default=mine.learning_rate, help="of Adam")
     options.add_argument(
         "--check-every", type=AtLeast(1), default=mine.check_every, help="steps between looks at validation"
     )
@@ -101,8 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def settings_of(args: argparse.Namespace) -> information.Mine:
     """The critics' settings; values out of range are a UsageError that names the option."""
-    if not args.learning_rate > 0:
-        raise experiment.UsageError(f"--learning-rate {args.learning_rate:g}: expected above 0")
     if len(set(args.seeds)) < len(args.seeds):
         raise experiment.UsageError(f"--seeds {' '.join(map(str, args.seeds))}: expected each seed once")
     return information.Mine(

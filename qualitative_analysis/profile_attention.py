@@ -28,7 +28,9 @@ def parser() -> experiment.Parser:
     """The command line."""
     options = experiment.Parser(__doc__, prog="profile_attention.py")
     options.add_argument("run", type=Path, metavar="RUN", help="run folder whose attention is read")
-    options.add_argument("--source", default="encoder", help="store that the classifiers read")
+    options.add_argument(
+        "--source", type=experiment.file_name, default="encoder", help="store that the classifiers read"
+    )
     options.add_argument("--attributes", nargs="+", metavar="A", help="label columns (default: all that are there)")
     return options
 

@@ -218,8 +218,8 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for index, line in enumerate(lines):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = arrays.parse_json(line, path)
+        except (ValueError, RecursionError):
             if index < len(lines) - 1:
                 raise ValueError(f"{path}: line {index + 1} is no JSON: the file was altered") from None
             return

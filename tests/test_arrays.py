@@ -1,7 +1,10 @@
 """Folders of arrays: round trips bit for bit, and half-written, truncated or altered files refused with a sentence."""
 
+import io
 import json
 import re
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,3 +220,153 @@ def test_the_shape_of_content(folder):
     arrays.write_json(folder / "meta.json", meta | {"arrays": [3]})
     with pytest.raises(ValueError, match=r"meta\.json: arrays is \[3\], expected an object"):
         arrays.read_folder(folder, meta["kind"])
+
+
+# What strangers leave
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', '{"a": ' + "9" * 5000 + "}", "\ufeff{}"],
+    ids=["deep", "nan", "infinity", "overflow", "digits", "mark"],
+)
+def test_json_that_nobody_meant_is_one_sentence(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.json is truncated or altered \(.{1,120}\): remove it") as refused:
+        arrays.read_json(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_control_characters_are_read_as_one_can_see_them(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"\\u001b[2Ja": ["\\u202eb", {"c\\r": "d\\ud800"}], "line": "1\\n2\\t\\\\u001b"}')
+    held = arrays.read_json(path)
+    assert held == {"\\x1b[2Ja": ["\\u202eb", {"c\\r": "d\\ud800"}], "line": "1\n2\t\\u001b"}
+    with pytest.raises(ValueError, match=r"a\.json has no field 'x'"):
+        held["x"]
+
+
+def test_lines_of_another_shape_are_left_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": "x"}\n[' + "[" * 99_999 + '\n3\n{"a": NaN}\n{"a": 2}\n{"a": 3')
+    assert list(arrays.read_lines(path, {"a": int})) == [{"a": 1}, {"a": 2}]
+
+
+def forged(header: str, body: bytes = b"\0" * 64) -> bytes:
+    """A .npy file with this text for a header."""
+    text = header.encode("latin-1").ljust(118) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + body
+
+
+HEADER = "{'descr': %s, 'fortran_order': False, 'shape': %s, }"
+FORGED = {
+    "empty": b"",
+    "no text": forged("\x00"),
+    "brackets": forged("((((" * 25),
+    "deep": b"\x93NUMPY\x02\x00" + (9_000).to_bytes(4, "little") + b"(" * 9_000,
+    "huge": forged(HEADER % ("'<f8'", "(9223372036854775807, 9223372036854775807)")),
+    "negative": forged(HEADER % ("'<f8'", "(-1,)")),
+    "objects": forged(HEADER % ("'|O'", "(2,)")),
+    "kind": forged(HEADER % ("'<z9'", "(2,)")),
+    "number": forged(HEADER % ("7", "(2,)")),
+    "keys": forged("{'descr': '<f8'}"),
+    "long": forged(HEADER % ("'<f8'", "(999999,)")),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_header_is_one_sentence(tmp_path, name):
+    path = tmp_path / "a.npy"
+    path.write_bytes(FORGED[name])
+    with pytest.raises(ValueError, match=r"a\.npy is truncated or not a \.npy file .*: give another"):
+        arrays.read_array(path, remedy="give another")
+
+
+def archived(content: bytes, method: int = zipfile.ZIP_STORED, name: str = "mu.npy") -> bytes:
+    """A zip file of one member."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", method) as archive:
+        archive.writestr(name, content)
+    return held.getvalue()
+
+
+def altered(content: bytes, old: bytes, new: bytes) -> bytes:
+    """The bytes with one place of them replaced, which must be there."""
+    assert old in content
+    return content.replace(old, new)
+
+
+WHOLE = forged(HEADER % ("'<f8'", "(8,)"))
+ARCHIVES = {
+    "empty": b"",
+    "no archive": b"PK\x05\x06",
+    "half": archived(WHOLE)[:200],
+    "checksum": altered(archived(WHOLE), b"\0" * 64, b"\1" * 64),
+    "method": altered(archived(WHOLE, zipfile.ZIP_DEFLATED), b"\x14\0\0\0\x08\0", b"\x14\0\0\0\x63\0"),
+    "stream": altered(archived(WHOLE, zipfile.ZIP_DEFLATED), b"mu.npy\x9b", b"mu.npy\xff"),
+    "encrypted": altered(archived(WHOLE), b"\x14\0\0\0", b"\x14\0\1\0"),
+    **{name: archived(content) for name, content in FORGED.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_broken_archive_is_one_sentence(tmp_path, name):
+    path = tmp_path / "a.npz"
+    path.write_bytes(ARCHIVES[name])
+    with pytest.raises(ValueError, match=r"a\.npz .*: expected .*mu \[D\]") as refused:
+        arrays.read_archive(path, "mu [D]")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_archive_that_unpacks_to_more_than_memory_is_not_unpacked(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(100_000))
+    monkeypatch.setattr(arrays.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100}.get)
+    with pytest.raises(ValueError, match=r"800,\d+ bytes when unpacked, and this machine has 409,600 of memory"):
+        arrays.read_archive(tmp_path / "a.npz", "mu [D]")
+
+
+def test_what_a_killed_writer_left_is_gone_with_the_next(tmp_path):
+    left = tmp_path / ".a.json.tmp"
+    left.write_text("x" * 100_000)
+    arrays.write_json(tmp_path / "a.json", [1])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and arrays.read_json(tmp_path / "a.json") == [1]
+
+
+def test_two_writers_of_one_file_have_a_temporary_file_each(tmp_path):
+    path, seen = tmp_path / "a.txt", []
+
+    def first(temporary):
+        temporary.write_text("first")
+        arrays.write_atomically(path, second)
+        seen.append(path.read_text())
+
+    def second(temporary):
+        temporary.write_text("second")
+
+    arrays.write_atomically(path, first)
+    assert seen == ["second"] and path.read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_link_in_the_place_of_a_temporary_file_is_not_written_through(tmp_path, link):
+    mine, folder = tmp_path / "mine.txt", tmp_path / "folder"
+    mine.write_text("precious")
+    folder.mkdir()
+    link(folder / ".a.json.tmp", mine)
+    arrays.write_json(folder / "a.json", [1])
+    assert mine.read_text() == "precious" and arrays.read_json(folder / "a.json") == [1]
+
+
+def test_a_disk_that_takes_only_a_part_is_told_by_its_own_reason(tmp_path):
+    def short(temporary):
+        temporary.unlink()
+        temporary.symlink_to("/dev/full")
+        raise OSError("8192 requested and 4096 written")
+
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        arrays.write_atomically(tmp_path / "a.npy", short)
+    assert refused.value.filename == str(tmp_path / "a.npy")
+    with pytest.raises(OSError, match=r"a\.npy could not be written: odd"):
+        arrays.write_atomically(tmp_path / "a.npy", lambda temporary: (_ for _ in ()).throw(OSError("odd")))

@@ -1,13 +1,14 @@
 """What commands share: sentences and statuses, presets, overrides, randomness, devices, progress."""
 
 import json
+from pathlib import Path
 
 import ml_collections
 import pytest
 import torch
 
 from diffusion_model import experiment
-from diffusion_model.experiment import AtLeast, Parser, UsageError
+from diffusion_model.experiment import Above, AtLeast, Parser, UsageError
 
 CONFIG = """
 import ml_collections
@@ -132,7 +133,7 @@ def test_a_number_below_its_bound_is_one_sentence(config, argv, sentence, capsys
     parse.add_argument("--count", type=AtLeast(1), default=1)
     parse.add_argument("--all-skips", type=AtLeast(0, "0 skips nothing"), nargs="+", default=[0])
     parse.add_argument("--margin", type=AtLeast(0.0))
-    parse.add_argument("--times")
+    parse.add_argument("--times", type=float, nargs="+")
     parse.add_argument("--label")
     status, _, err = launched(parse.parse_args, [argument.format(config) for argument in argv], capsys)
     assert status == 2
@@ -316,3 +317,88 @@ def test_half_written_lines_are_dropped(tmp_path):
     path.write_bytes(b'{"step": 1}\n[]\n{"other": 1}\n{"step": 2}\n{"step": 1, \xff')
     experiment.truncate_lines(path, "step", 1)
     assert path.read_text() == '{"step": 1}\n'
+
+
+# What no command should be asked
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--count", "1000001"], "--count 1000001: expected at most 1,000,000"),
+        (["--times", "1001"], "--times 1001: expected at most 1,000"),
+        (["--count", str(2**63)], "argument --count: 9223372036854775808 is beyond 64 bits"),
+        (["--seed", f"-{'9' * 99}"], f"argument --seed: -{'9' * 39} is beyond 64 bits"),
+        (["--rate", "0"], "--rate 0: expected above 0"),
+        (["--rate=-1e-3"], "--rate -0.001: expected above 0"),
+        (["--rate", "nan"], "argument --rate: nan is not a finite number"),
+        (["--workdir", ""], "argument --workdir: '' is no path; the folder at hand is ."),
+        (["--workdir", "a\0b"], "argument --workdir: 'a\\x00b' is no path"),
+        *((["--name", name], f"argument --name: {name!r} is no name") for name in ("", ".", "..", "../x", "/abs", "a/b", "x" * 101)),
+        (["--name", "a\x1b[2J"], "argument --name: 'a\\x1b[2J' is no name"),
+    ],
+)  # fmt: skip
+def test_values_that_no_command_can_serve(argv, sentence, capsys):
+    parse = Parser("What it does.", prog="command.py")
+    parse.add_argument("--count", type=AtLeast(1), default=1)
+    parse.add_argument("--times", type=AtLeast(1, most=1000))
+    parse.add_argument("--rate", type=Above(0.0))
+    parse.add_argument("--seed", type=int)
+    parse.add_argument("--workdir", type=Path)
+    parse.add_argument("--name", type=experiment.file_name)
+    status, _, err = launched(parse.parse_args, argv, capsys)
+    assert status == 2 and err.startswith(f"error: {sentence}") and err.count("\n") == 1
+
+
+def test_a_quantity_has_no_upper_bound_of_its_own():
+    parse = Parser("What it does.", prog="command.py")
+    parse.add_argument("--margin", type=AtLeast(0.0))
+    assert parse.parse_args(["--margin", "1e9"]).margin == 1e9
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ('"count": "many"', "command.count: invalid int value: 'many'"),
+        ('"count": (1, 2)', "command.count is (1, 2), expected a single value"),
+        ('"count": True', "command.count is True, expected a single value"),
+        ('"times": 0.5', "command.times is 0.5, expected a list"),
+        ('"times": (0.5, float("nan"))', "command.times: nan is not a finite number"),
+        ('"resume": "yes"', "command.resume is 'yes', expected True or False"),
+        ('"label": "z"', "--label: 'z' is not known"),
+    ],
+)
+def test_a_preset_is_held_to_what_the_options_take(config, section, sentence, capsys):
+    config.write_text(CONFIG.replace('"count": PRESETS[preset], "times": (0.0, 0.5), "label": "x"', section))
+    argv = ["run", "--folder", "here", "--config", f"{config}:small"]
+    status, _, err = launched(parser().parse_args, argv, capsys)
+    assert status == 2 and sentence in err and err.count("\n") == 1
+
+
+def test_overrides_may_be_written_as_python_writes_them(config):
+    held = experiment.load_config(f"{config}:small", ["--config.train.widths=(3, 4, 5)", "--config.train.mixup=True"])
+    assert held.train.widths == (3, 4, 5) and held.train.mixup is True
+    assert experiment.load_config(f"{config}:small", ["--config.name='a b'"]).name == "a b"
+    for text in ("[" * 99_999, "(" * 99_999):
+        with pytest.raises(UsageError, match="expected a value of type tuple"):
+            experiment.load_config(f"{config}:small", [f"--config.train.widths={text}"])
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError("Unable to allocate 8.00 PiB"), "this needs more memory than there is (Unable to allocate 8.00 PiB)"),
+        (RecursionError("maximum depth"), "nested too deep to be read"),
+        (OSError(28, "No space left on device", "a/b.npy"), "a/b.npy: no space left on device: make room there"),
+        (OSError(36, "File name too long", "xxx"), "xxx: file name too long: give a shorter name"),
+        (OSError(5, "Input/output error", "a.npy"), "a.npy: input/output error\n"),
+        (PermissionError(13, "Permission denied", "a"), "a: permission denied: give a place that can be read and written"),
+        (ValueError("\x1b[2J\u202eevil.json is broken"), "error: \\x1b[2J\\u202eevil.json is broken"),
+    ],
+)  # fmt: skip
+def test_what_ends_a_command_is_one_sentence(error, sentence, capsys):
+    def main(argv):
+        raise error
+
+    status, _, err = launched(main, [], capsys)
+    assert status == 1 and sentence in err and err.count("\n") == 1

@@ -101,7 +101,7 @@ def test_a_foreign_npz_is_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_npz(path)
     np.savez(path, mu=np.zeros(3), sigma=np.eye(3) * 1j)
-    with pytest.raises(ValueError, match="complex numbers \\(sigma\\)"):
+    with pytest.raises(ValueError, match="complex128 numbers in sigma, expected real ones"):
         read_npz(path)
     path.write_bytes(b"PK cut")
     with pytest.raises(ValueError, match="truncated"):

@@ -261,7 +261,7 @@ def test_bad_input_is_one_sentence(made, drl, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "has model.mode none and no encoder" in says(1, made / "edm")
-    assert "granularity 0: expected an integer of at least 1" in says(2, drl, "--granularities", 0)
+    assert "--granularities 0: expected at least 1" in says(2, drl, "--granularities", 0)
     assert "--times 1.5: expected a time from 0 to 1" in says(2, drl, "--times", 1.5)
     assert "'block-middle' is not known; nearest: block-middle_block" in says(2, drl, "--sources", "block-middle")
     assert "no checkpoint at step 7 (stored: [1])" in says(1, drl, "--step", 7)

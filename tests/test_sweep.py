@@ -224,7 +224,7 @@ def test_a_name_that_leads_elsewhere_is_refused(command, name, capsys) -> None:
         experiment.launch(command.main, ["no-run", "--name", name])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1
-    assert f"--name {name!r}: expected a folder's name" in said
+    assert f"argument --name: {name!r} is no name" in said
 
 
 def test_a_failing_cell_is_recorded_and_the_others_are_made(tmp_path) -> None:
@@ -462,7 +462,7 @@ def test_mistakes_are_sentences(world, tmp_path, capsys) -> None:
             "--level-min 5 and --level-max 3: expected the lower one first",
         ),
         (process_experiments_with_skips.main, (folder,), 1, "run `python linear_structure/sweep_skips.py"),
-        (process_experiments_with_skips.main, (folder, "--margin", -1), 2, "--margin -1.0: expected at least 0"),
+        (process_experiments_with_skips.main, (folder, "--margin", -1), 2, "--margin -1: expected at least 0"),
         (process_experiments_with_skips.main, (folder, "--blocks", 1), 2, "--blocks 1: expected at least 2"),
     ]
     for main, argv, status, text in cases:
