@@ -3,6 +3,9 @@
 WRN-28-k (Zagoruyko and Komodakis 2016) with widths [16, 16k, 32k, 64k] and the embedding of log sigma(t) added in every
 block. It sees the clean image; t in [0, 1] labels the level 0.01 * 5000^t in units of the data's standard deviation.
 The representation at t is the mean: D = 64 k features, or 2 where k = 0.
+
+As in the paper's code, and unlike most wide ResNets, a block that halves the image does so in its second convolution: the
+time is added at full size. The layers that see the time begin as DDPM's do (fan-average uniform, zero bias).
 """
 
 import math
@@ -12,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion_model.layers import LevelEmbedding
+from diffusion_model.layers import LevelEmbedding, initialise
 from diffusion_model.trajectories import LEVEL_MAX, LEVEL_MIN
 
 BLOCKS = 4  # a group; 28 layers = 6 * 4 + 4
@@ -46,9 +49,9 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, out: int, stride: int, embedding: int) -> None:
         super().__init__()
-        self.norm0, self.conv0 = nn.BatchNorm2d(channels), nn.Conv2d(channels, out, 3, stride, padding=1)
-        self.shift = nn.Linear(embedding, out)
-        self.norm1, self.conv1 = nn.BatchNorm2d(out), nn.Conv2d(out, out, 3, padding=1)
+        self.norm0, self.conv0 = nn.BatchNorm2d(channels), nn.Conv2d(channels, out, 3, padding=1)
+        self.shift = initialise(nn.Linear(embedding, out))
+        self.norm1, self.conv1 = nn.BatchNorm2d(out), nn.Conv2d(out, out, 3, stride, padding=1)
         self.skip = nn.Conv2d(channels, out, 1) if channels != out or stride != 1 else nn.Identity()
         self.stride = stride
 
@@ -77,7 +80,7 @@ class Encoder(nn.Module):
                 stride = 2 if group > 0 and block == 0 else 1
                 self.blocks[f"group{group}_block{block}"] = Block(current, out, stride, 64)
                 current = out
-        self.norm = nn.BatchNorm2d(current)
+        self.norm = nn.BatchNorm2d(current, momentum=0.9)  # the paper's: its statistics are nearly the last batch's
         self.posterior = nn.Linear(current, 2 * current) if probabilistic else None
 
     def forward(self, x0: torch.Tensor, t: torch.Tensor) -> Posterior:

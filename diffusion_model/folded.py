@@ -67,8 +67,8 @@ class FoldedBlock:
         inner = Affine.of(block.norm1)
         conv0, conv1, skip = block.conv0, block.conv1, block.skip
         weight = conv0.weight.double() * inner.a[:, None, None, None] * relu.scale[:, None, None]
-        self.conv0 = Convolution(weight, dtype, self.stride)
-        self.conv1 = Convolution(conv1.weight.double(), dtype)
+        self.conv0 = Convolution(weight, dtype)
+        self.conv1 = Convolution(conv1.weight.double(), dtype, self.stride)
         self.inner, self.bias0, self.linear = inner, conv0.bias.double(), block.shift
         bias1, self.skip = conv1.bias.double() + after.shift, None
         if isinstance(skip, nn.Identity):

@@ -38,14 +38,19 @@ EMBEDDINGS = ("fourier", "positional")
 
 
 class LevelEmbedding(nn.Sequential):
-    """A scalar [B] -> [B, E]: Fourier or positional features, Linear, SiLU, Linear (NCSN++; DDPM++)."""
+    """A scalar [B] -> [B, E]: Fourier or positional features, Linear, SiLU, Linear (NCSN++; DDPM++).
+
+    Both maps begin as DDPM's do: nn.Linear's own start would give a sixth of the spread over levels (`initialise`).
+    """
 
     def __init__(self, features: int, scale: float, width: int, kind: str = "fourier") -> None:
         first, inputs = {
             "fourier": (Fourier(features, scale), 2 * features),
             "positional": (Positional(features), features),
         }[kind]
-        super().__init__(first, nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
+        super().__init__(
+            first, initialise(nn.Linear(inputs, width)), nn.SiLU(), initialise(nn.Linear(width, width))
+        )
 
 
 def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:

@@ -303,7 +303,9 @@ class Transformer(nn.Module):
     """One post-norm transformer layer applied several times with shared weights to [times, CLS]; CLS is read out.
 
     Each time is embedded by a map D -> W, dropout and a sinusoidal encoding of its place in the sequence; the learned
-    CLS token comes last and has no place. In the last application only the CLS query is computed.
+    CLS token comes last and has no place. As in the paper's code, and unlike torch.nn.TransformerEncoderLayer, dropout
+    follows the embedding and both maps of the feed-forward part, and nothing of the attention is dropped. In the last
+    application only the CLS query is computed.
     """
 
     def __init__(
@@ -315,7 +317,7 @@ class Transformer(nn.Module):
             raise ValueError(f"transformer width {width}: expected an even multiple of its {heads} heads")
         self.heads, self.applications = heads, applications
         self.embed = Dense(fits, dimension, width)
-        self.cls = nn.Parameter((torch.randn(width) / math.sqrt(width)).expand(fits, 1, 1, width).clone())
+        self.cls = uniform(fits, 1, 1, width, bound=math.sqrt(3 / width))
         self.project = Dense(fits, width, 3 * width)  # queries, keys, values
         self.merge = Dense(fits, width, width)
         self.inner = Dense(fits, width, feedforward)
@@ -325,9 +327,6 @@ class Transformer(nn.Module):
         self.readout = Dense(fits, width, outputs)
         self.dropout = Dropout(dropout)
         self.register_buffer("places", sinusoids(times, width), persistent=False)  # [T, W]
-        self.project.weight.data.mul_(1.5**0.5)  # to Xavier's bound for W -> 3 W
-        for bias in (self.project.bias, self.merge.bias):
-            nn.init.zeros_(bias)
 
     def forward(
         self, z: torch.Tensor, hidden: torch.Tensor | None = None, hide_cls: bool = False
@@ -362,7 +361,6 @@ class Transformer(nn.Module):
             keys, values = keys[:, :-1], values[:, :-1]
         scale = keys.shape[-1] ** -0.5
         weights = torch.bmm(queries, keys.mT).mul_(scale).softmax(-1)  # [F B H, Q, keys]
-        weights = self.dropout(weights.unflatten(0, (fits, -1))).flatten(0, 1)
         attended = torch.bmm(weights, values).view(fits, count, self.heads, asking, -1)
         return self._after(flat, attended.transpose(2, 3).reshape(fits, -1, width)).view(tokens.shape)
 
@@ -370,7 +368,8 @@ class Transformer(nn.Module):
         """The layer for the CLS token alone: [F, B, W] and its weights [F, B, H, keys].
 
         One query needs no key or value of any token: (W_k x)^T q = x^T (W_k^T q), the sum of a_i W_v x_i is W_v times
-        the sum of a_i x_i, and the bias of the keys moves all scores alike. This saves most of the layer's products.
+        the sum of a_i x_i where the a_i sum to 1, and the bias of the keys moves all scores alike. This saves most of the
+        layer's products.
         """
         fits, count, _, width = tokens.shape
         asking, seen = tokens[:, :, -1], tokens[:, :, :-1] if hide_cls else tokens
@@ -382,16 +381,14 @@ class Transformer(nn.Module):
         query = query.unflatten(0, (fits, -1)).transpose(1, 2).flatten(0, 1)  # [F B, H, W]
         scores = torch.bmm(query, seen.mT) * (width // self.heads) ** -0.5
         weights = scores.softmax(-1)
-        dropped = self.dropout(weights.unflatten(0, (fits, -1))).flatten(0, 1)  # [F B, H, keys]
-        mixed = torch.bmm(dropped, seen).unflatten(0, (fits, -1)).transpose(1, 2).flatten(0, 1)  # [F H, B, W]
+        mixed = torch.bmm(weights, seen).unflatten(0, (fits, -1)).transpose(1, 2).flatten(0, 1)  # [F H, B, W]
         attended = torch.bmm(mixed, self._by_head(of_value)).unflatten(0, (fits, -1))  # [F, H, B, W / H]
-        paid = dropped.sum(-1).view(fits, count, self.heads, 1)  # not 1 where a weight is dropped
-        attended = attended.transpose(1, 2) + paid * value_bias.view(fits, 1, self.heads, -1)
-        return self._after(asking, attended.flatten(2)), weights.unflatten(0, (fits, -1))
+        attended = attended.transpose(1, 2).flatten(2) + value_bias
+        return self._after(asking, attended), weights.unflatten(0, (fits, -1))
 
     def _after(self, asking: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """What follows attention, for tokens [F, N, W]."""
-        after = self.norm_attention(asking + self.dropout(self.merge(attended)))
+        after = self.norm_attention(asking + self.merge(attended))
         grown = self.outer(self.dropout(self.inner(after).relu_()))
         return self.norm_feedforward(after + self.dropout(grown))
 
