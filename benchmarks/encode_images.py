@@ -8,8 +8,9 @@ between them, one works at a time, and ratios are taken round by round, to the o
     python benchmarks/encode_images.py --original DIR
     python benchmarks/encode_images.py --original DIR --profile --contenders float32 bfloat16 "bfloat16 compiled"
 
-DIR is the original's root; only its `op`, a CUDA extension that the encoder does not use, is left out. Our results are held
-against the network without folding before anything is timed. The share of the device is what the convolutions and products
+DIR is the original's root; only its `op`, a CUDA extension that the encoder does not use, is left out. Both sides have the
+same weights (parity.py), and the last column tells how far our codes are from the original's, or without it from those of
+our network before folding. The share of the device is what the convolutions and products
 of the network would take at the rate of a large matrix product in the same precision, over what it all took.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import parity
 import torch
 from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,6 +42,7 @@ OURS = {
 }
 SHIPPED = 1000  # the original's batch
 SHAPE = (3, 32, 32)
+COMPARED = 64  # images whose codes are compared
 SIDE = 2048  # of the matrices whose product is the device's rate
 KINDS = {"convolutions": ("conv",), "compiled kernels": ("cpp_fused", "triton"), "copies": ("copy", "clone")}
 
@@ -73,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for worker in workers.values():
             worker.ask("ready")  # one that still begins would take the processor from what the others measure
         facts = {name: worker.ask("facts") for name, worker in workers.items()}
+        codes = {name: np.array(worker.ask("codes")) for name, worker in workers.items()}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(args.rounds):
             for name, worker in workers.items():
@@ -81,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         for worker in workers.values():
             worker.close()
+    for name in args.contenders:
+        theirs = codes[names[0]] if batches else facts[name]["unfolded"]
+        facts[name]["error"] = parity.difference(codes[name], np.array(theirs))
     report(seconds, facts, args.images * args.times)
     for name, kinds in shares.items():
         print(f"{name:22} " + ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items()))
@@ -92,13 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(seconds: dict[str, list[float]], facts: dict[str, dict[str, float]], count: int) -> None:
-    """A line a contender: image-times a second, ratios to the original, share of the device, distance from unfolded."""
+    """A line a contender: image-times a second, ratios to the original, share of the device, distance of the codes."""
     held = {name: np.array(times) for name, times in seconds.items()}
     original = {name: times for name, times in held.items() if name.startswith("original")}
     shipped = original.get(f"original, batch {SHIPPED}")
     best = min(original.values(), key=np.median) if original else None
     print(
-        f"{'':22} {'image-times/s (least to most)':37}{'times shipped':23}{'times best':23}{'of the device':15}off by"
+        f"{'':22} {'image-times/s (least to most)':37}{'times shipped':23}{'times best':23}{'of the device':15}codes off by"
     )
     for name, times in held.items():
         rates = count / times
@@ -117,7 +124,7 @@ def compare(other: np.ndarray, times: np.ndarray) -> str:
 
 
 class Worker:
-    """A process that is one contender: `ask` one of "ready", "facts", "round" (its seconds), "profile"."""
+    """A process that is one contender: `ask` one of "ready", "facts", "codes", "round" (its seconds), "profile"."""
 
     def __init__(self, name: str, args: Any) -> None:
         options = [f"--{option}={getattr(args, option)}" for option in ("images", "times", "threads", "device")]
@@ -154,26 +161,27 @@ def serve(args: Any) -> int:
     torch.set_num_threads(args.threads)
     device = experiment.choose_device(args.device)
     with representations.exact_products():
-        work, facts = make_work(args, device)
+        work, facts, codes = make_work(args, device)
         work()
         for line in sys.stdin:
             question = line.strip()
             started = time.perf_counter()
-            answer: Any = {"ready": dict, "facts": facts, "round": work, "profile": lambda: profile(work)}[question]()
+            answers = {"ready": dict, "facts": facts, "codes": codes, "round": work, "profile": lambda: profile(work)}
+            answer: Any = answers[question]()
             answer = time.perf_counter() - started if question == "round" else answer
             print(f"answer {json.dumps(answer)}", flush=True)
     return 0
 
 
-def make_work(args: Any, device: torch.device) -> tuple[Callable[[], Any], Callable[[], dict[str, float]]]:
-    """One round of a contender, and what is known of it."""
+def make_work(args: Any, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]:
+    """One round of a contender, what is known of it, and its codes [64, D] of the first images at the middle time."""
     images = np.random.default_rng(0).integers(0, 256, (args.images, *SHAPE), np.uint8)
     times = [index / max(1, args.times - 1) for index in range(args.times)]
     if args.worker.startswith("original"):
-        from benchmarks import original_encoder
+        import original_encoder
 
         encode = original_encoder.make(int(args.worker.rpartition(" ")[2]), device)
-        return lambda: encode(images, times), dict
+        return lambda: encode(images, times), dict, lambda: encode(images[:COMPARED], [0.5])[0.5].tolist()
     if device.type == "cpu":
         experiment.keep_memory()  # as the command does
     precision, compiled = OURS[args.worker]
@@ -187,36 +195,24 @@ def make_work(args: Any, device: torch.device) -> tuple[Callable[[], Any], Calla
             writer = trajectories.Writer(Path(folder), times, labels, {"label": 1}, model.encoder.dimension)
             encoding.encode(readout, split, {"encoder": writer}, 512)
 
-    return work, lambda: {
-        "error": error(model, readout, split),
-        "work": work_of(model),
-        "rate": rate_of(device, representations.PRECISIONS[precision]),
-    }
+    @torch.inference_mode()
+    def codes(folded: bool = True) -> list[list[float]]:
+        held = readout.read(split, slice(0, COMPARED))
+        if folded:
+            return readout(held, {0.5: ["encoder"]})["encoder"][0.5].tolist()
+        return model.encode(model.scaling.to_model(held[0].to(device)), torch.tensor(0.5)).mean.tolist()
+
+    facts = {"work": work_of(model), "rate": rate_of(device, representations.PRECISIONS[precision])}
+    return work, lambda: {**facts, "unfolded": codes(folded=False)}, codes
 
 
 def make_model() -> score_model.ScoreModel:
-    """A model with the paper's encoder, its normalisations off their initial values, as training leaves them."""
+    """A model with the paper's encoder and the weights that the original's has here."""
     config = experiment.load_config(str(ROOT / "configs" / "drl.py") + ":synthetic").to_dict()
     config["encoder"]["widen"] = 2.0
-    torch.manual_seed(0)
     model = score_model.ScoreModel(config, SHAPE, data.Scaling((1 / 127.5,) * 3, (-1.0,) * 3), 1.0)
-    for module in model.encoder.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, 0, 0.3)
+    parity.fill(parity.encoder_partners(model.encoder))
     return model.requires_grad_(False).eval()
-
-
-@torch.inference_mode()
-def error(model: score_model.ScoreModel, readout: readouts.Codes, split: data.Split) -> float:
-    """Largest distance from the unfolded encoder in float32, over the largest feature."""
-    held = readout.read(split, slice(0, 64))
-    mine = readout(held, {0.5: ["encoder"]})["encoder"][0.5]
-    x0 = model.scaling.to_model(held[0].to(mine.device))
-    expected = model.encode(x0, torch.tensor(0.5, device=mine.device)).mean
-    return float((mine - expected).abs().max() / expected.abs().max())
 
 
 def work_of(model: score_model.ScoreModel) -> float:

@@ -9,7 +9,8 @@ features, 10 classes, batches of 256, Adam; the grids are
 
 Ours is an epoch of the whole grid divided by its fits, with its share of the one test at the end of 100 epochs; the
 original's is an epoch of one fit, whose script tests after every epoch. Features are random, with a class in each. Rounds
-alternate between the two; CPU time is told too, as wall time means little on a machine that others use.
+alternate between the two; CPU time is told too, as wall time means little on a machine that others use. Both sides are given
+the same weights (parity.py), and how far their logits are apart is told.
 
     python benchmarks/fit_heads.py --original DIR                # full size: a quarter of an hour on 2 CPU threads
     python benchmarks/fit_heads.py --original DIR --scale 0.1    # a tenth of the images
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import parity
 import torch
 from original_heads import make
 from torch.autograd import DeviceType
@@ -111,6 +113,11 @@ def compare(head: str, args: Any, images: dict[str, Any], device: torch.device) 
         wall, busy = np.median(rounds, axis=0)
         print(f"  {name:9} {wall:8.3f} s an epoch and fit, {busy:8.3f} s of CPU")
     if args.original:
+        theirs, mine = parity.original_head(args.original, head), parity.our_head(head)
+        apart = [f"{name.partition(': ')[2]} {parity.difference(mine[name], theirs[name]):.0e}" for name in theirs]
+        print(
+            f"  the same function: with the same weights and dropout logits differ by {', '.join(apart)} of the largest"
+        )
         wall, busy = (np.array(found["original"]) / np.array(found["ours"])).T
         print(
             f"  ours is {np.median(wall):.2f} times as fast ({wall.min():.2f} to {wall.max():.2f}); CPU {np.median(busy):.2f}"

@@ -1,4 +1,6 @@
-"""One epoch of the classifiers of the original (traj_drl), by its own classes and functions, for benchmarks/fit_heads.py.
+"""The classifiers of the original (traj_drl) and one epoch of them, by its own classes and functions.
+
+For fit_heads.py and parity.py.
 
 Its scripts read options and pickles when imported, so their classes and their functions `train` and `eval` are taken out
 of the source and run as they are, on tensors given here, in the loaders that the scripts make.
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import parity
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -47,6 +50,14 @@ def make(
             names["eval"](1, loaders[part])
 
     return epoch
+
+
+def network(folder: Path, head: str, features: int, classes: int) -> torch.nn.Module:
+    """A classifier with the numbers that `parity.fill_head` gives ours too."""
+    script, model = SCRIPTS[head]
+    made = definitions(folder / "downstream_classification" / script, torch.device("cpu"))[model](features, classes)
+    parity.fill({name: parameter.data for name, parameter in made.named_parameters()})
+    return made
 
 
 def definitions(script: Path, device: torch.device) -> dict[str, Any]:

@@ -48,9 +48,7 @@ class LevelEmbedding(nn.Sequential):
             "fourier": (Fourier(features, scale), 2 * features),
             "positional": (Positional(features), features),
         }[kind]
-        super().__init__(
-            first, initialise(nn.Linear(inputs, width)), nn.SiLU(), initialise(nn.Linear(width, width))
-        )
+        super().__init__(first, initialise(nn.Linear(inputs, width)), nn.SiLU(), initialise(nn.Linear(width, width)))
 
 
 def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:

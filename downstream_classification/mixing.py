@@ -371,7 +371,7 @@ class Transformer(nn.Module):
         the sum of a_i x_i where the a_i sum to 1, and the bias of the keys moves all scores alike. This saves most of the
         layer's products.
         """
-        fits, count, _, width = tokens.shape
+        fits, _, _, width = tokens.shape
         asking, seen = tokens[:, :, -1], tokens[:, :, :-1] if hide_cls else tokens
         seen = seen.flatten(0, 1)  # [F B, keys, W]
         of_query, of_key, of_value = self.project.weight.split(width, dim=-1)

@@ -260,10 +260,26 @@ def test_layers_begin_as_torchs_do():
     gru, cell = HEADS["gru"](100, 5, 3, width=300), nn.GRUCell(100, 300)
     assert gru.inputs.weight.std().item() == pytest.approx(cell.weight_ih.std().item(), rel=0.02)
     assert gru.state.weight.std().item() == pytest.approx(cell.weight_hh.std().item(), rel=0.02)
-    attention = nn.MultiheadAttention(64, 4)
-    project = HEADS["transformer"](6, 5, 3, width=64).project
-    assert project.weight.std().item() == pytest.approx(attention.in_proj_weight.std().item(), rel=0.02)
-    assert (project.bias == 0).all()
+    head = HEADS["transformer"](
+        6, 5, 3, width=64
+    )  # torch.nn.Linear for queries, keys and values, not Xavier's 64 -> 192
+    assert head.project.weight.std().item() == pytest.approx((1 / 64 / 3) ** 0.5, rel=0.02)
+    assert 0.1 < head.project.bias.abs().max() <= 1 / 8 and 0.1 < head.merge.bias.abs().max() <= 1 / 8
+    assert head.cls.abs().max() <= (3 / 64) ** 0.5 and head.cls.std().item() == pytest.approx(1 / 8, rel=0.2)
+
+
+def test_nothing_of_the_transformers_attention_is_dropped():
+    """Without dropout after the embedding and in the feed-forward part, training is evaluation."""
+    head, times = head_of("transformer")
+    z = torch.randn(1, 3, times, 6)
+    expected = head.eval()(z)[0]
+    head.train()
+    seen = []
+    head.dropout.forward = lambda x: seen.append(tuple(x.shape[1:])) or x
+    assert torch.equal(head(z)[0], expected)
+    width, inner = head.cls.shape[-1], head.inner.weight.shape[-1]
+    tokens = 3 * (times + 1)
+    assert seen == [(3, times, width), (tokens, inner), (tokens, width), (3, inner), (3, width)]
 
 
 def test_a_mask_is_shared_by_the_fits_of_a_seed_and_keeps_the_mean():
