@@ -4,10 +4,10 @@
     python diffusion_model/list_trajectories.py runs/drl-cifar10 --verify
 
 A line for each source and split. A store is whole, unfinished (being written, or interrupted: the share of rows that is
-there), of another step than the run's newest checkpoint, or broken, with the reason; --verify reads every file for its
-checksum and for values that are not finite, and tells "over t", the share of the variance that lies between the times of
-an image: 0 where trajectories stand still and leave nothing to mix, 1 where times have nothing in common. Exit status 1 if
-one is broken.
+there), of another step than the run's newest checkpoint, or broken, with the reason; one that is whole stays so while times
+are added. --verify reads every file for its checksum and for values that are not finite, and tells "over t", the share of
+the variance that lies between the times of an image: 0 where trajectories stand still and leave nothing to mix, 1 where
+times have nothing in common. Exit status 1 if one is broken.
 """
 
 import json
@@ -106,14 +106,17 @@ def health(store: trajectories.Trajectories, record: dict[str, Any], newest: int
             deque(store.blocks(time), maxlen=0)
         else:
             store.look(time)
-    pending = [time for time in meta["requested"] if time not in store.times]
+    pending = trajectories.missing(meta, meta["requested"])
     if pending:
         names = [f"z_{time:.8f}.npy" for time in pending]
         there = len(store.times) + len(pending) * row_files.share_written(store.folder, names, store.count)
         return f"unfinished, {there / len(meta['requested']):.0%} is there"
+    begun = row_files.begun(store.folder)
+    share = row_files.share_written(store.folder, begun, store.count)
+    added = f", {len(begun)} more times begun ({share:.0%} is there)" if begun else ""
     if meta.get("step") not in (None, 0, newest):
-        return f"whole, of step {meta['step']} (the run is at {newest})"
-    return "whole, verified" if verify else "whole"
+        return f"whole, of step {meta['step']} (the run is at {newest}){added}"
+    return ("whole, verified" if verify else "whole") + added
 
 
 def table(rows: Sequence[Row]) -> str:

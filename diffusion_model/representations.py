@@ -222,7 +222,7 @@ def encode_split(args: Any, model: ScoreModel, readout: Readout, about: dict[str
         elif ranks.first():
             size = pending[source] * len(split) * readout.outputs[source] * np.dtype(args.dtype).itemsize / 1e6
             described = f"{len(split):,} images, {readout.outputs[source]} features: {size:.1f} MB"
-            print(f"{writer.folder}: {pending[source]} of {len(writer.meta['requested'])} times, {described}", file=sys.stderr)  # fmt: skip
+            print(f"{writer.folder}: {pending[source]} of {len(writer.times)} times, {described}", file=sys.stderr)  # fmt: skip
     writers = {source: writer for source, writer in writers.items() if pending[source]}
     if writers:
         encoding.encode(readout, split, writers, args.batch)

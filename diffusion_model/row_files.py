@@ -143,7 +143,12 @@ def _lines(folder: Path) -> list[tuple[int, dict[str, list[int]]]]:
     return lines
 
 
+def begun(folder: Path) -> list[str]:
+    """Names of the files that have begun and are not whole."""
+    return sorted(path.name[1:].removesuffix(".part") for path in folder.glob(".*.part"))
+
+
 def forget(folder: Path) -> None:
-    """Remove the journals, once every file is recorded."""
-    for path in folder.glob(f"{JOURNAL}*"):
+    """Remove the journals, once no file is being written."""
+    for path in () if begun(folder) else folder.glob(f"{JOURNAL}*"):
         path.unlink(missing_ok=True)

@@ -6,7 +6,8 @@ granularities k use the times i/k; their union is encoded once: 109 distinct tim
 
 A store is `RUN/trajectories/SOURCE/SPLIT/`: `labels.npy`, `z_TIME.npy` in float32 or float16, and `meta.json`, which says
 where they come from and never names a file that is not whole. The files grow by rows (see row_files.py), on any number of
-ranks, so that an interrupted command goes on with the rows that are missing and times are added without touching others.
+ranks, so that an interrupted command goes on with the rows that are missing. A store that is whole stays readable, as it
+is, while times are added to it and after that was interrupted: `meta.json` learns of them when all of them are there.
 
 Nothing here holds a store in memory: `at` maps a file, `select` fills the array that it returns. A checksum is compared
 when a file is read whole, in the same pass; `at` reads a file of up to `arrays.VERIFY_UP_TO` bytes once for it, and
@@ -69,6 +70,11 @@ def _file(time: float) -> str:
     return f"z_{time:.8f}"
 
 
+def missing(meta: dict[str, Any], times: Iterable[float]) -> list[float]:
+    """Those of the times that a store's meta.json does not list as stored."""
+    return [time for time in times if f"{time:.8f}" not in meta["stored"]]
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """meta.json of a store, which may be unfinished; an altered one is a ValueError."""
     meta = arrays.read_meta(folder, KIND, REMEDY)
@@ -89,10 +95,10 @@ class Trajectories:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no trajectories in {self.folder}: {REMEDY}")
         self.meta = read_meta(self.folder)
-        missing = [time for time in self.meta["requested"] if f"{time:.8f}" not in self.meta["stored"]]
-        if missing and not unfinished:
+        lacking = missing(self.meta, self.meta["requested"])
+        if lacking and not unfinished:
             raise ValueError(
-                f"{self.folder} is still being written or was interrupted ({len(missing)} times are missing): {REMEDY}"
+                f"{self.folder} is still being written or was interrupted ({len(lacking)} times are missing): {REMEDY}"
             )
         self.times = sorted(entry["time"] for entry in self.meta["stored"].values())
         self.attributes: dict[str, int] = self.meta["attributes"]
@@ -223,7 +229,8 @@ class Trajectories:
 class Writer:
     """Writer of one store and split; `pending` lists the times still to be encoded, `write` adds one of them.
 
-    Opening a folder that holds a store of the same provenance goes on with it; another provenance is a ValueError.
+    Opening a folder that holds a store of the same provenance goes on with it; another provenance is a ValueError. A store
+    is whole with the times that its `requested` names: those of the writer, or of an earlier one that came to its end.
     By rows, on any number of ranks: the first calls `begin` and learns what is there; each rank calls `put` with rows of
     its own; when all are there, `finish` for each time by one of them, and `record` with what all finished by the first.
     """
@@ -238,16 +245,19 @@ class Writer:
             "count": len(labels),
             "dtype": dtype,
         }
+        self.times = sorted(times)
         if arrays.is_finished(self.folder):
             self.meta = read_meta(self.folder)
             self._refuse_other(identity)
-            self.meta["requested"] = sorted({*self.meta["requested"], *times})
+            if not missing(self.meta, self.meta["requested"]):
+                return  # whole, and read by others perhaps
+            self.meta["requested"] = sorted({*self._stored(), *times})
         else:
             self.meta = {
                 "format": arrays.FORMAT,
                 "kind": KIND,
                 **identity,
-                "requested": sorted(times),
+                "requested": self.times,
                 "labels": self._write_labels(labels),
                 "stored": {},
             }
@@ -276,7 +286,10 @@ class Writer:
     @property
     def pending(self) -> list[float]:
         """Times asked for and not yet stored."""
-        return [time for time in self.meta["requested"] if f"{time:.8f}" not in self.meta["stored"]]
+        return missing(self.meta, self.times)
+
+    def _stored(self) -> list[float]:
+        return [entry["time"] for entry in self.meta["stored"].values()]
 
     def _file(self, time: float) -> RowFile:
         shape = self.meta["count"], self.meta["dimension"]
@@ -328,8 +341,9 @@ class Writer:
         for entries in finished:
             self.meta["stored"] |= entries
         self.meta["stored"] = dict(sorted(self.meta["stored"].items()))
+        self.meta["requested"] = sorted({*self.meta["requested"], *self._stored()})
         self._save()
-        if ranks.first() and not self.pending:
+        if ranks.first():
             row_files.forget(self.folder)
 
     def write(self, time: float, z: np.ndarray) -> None:

@@ -64,8 +64,12 @@ class Store:
         self._check()
 
     def _check(self) -> None:
-        for what in ("attributes", "dimension", "times"):
+        for what in ("attributes", "dimension"):
             self._same(what, getattr(self.train, what), getattr(self.test, what))
+        both = [time for time in self.train.times if time in self.test.times]
+        if not both:
+            self._same("times", self.train.times, self.test.times)
+        self.train.times = self.test.times = both  # more are being added where one split has times of its own
         for what in SAME:
             self._same(what, dict(self.train.meta).get(what), dict(self.test.meta).get(what))
         for what, ours in self._run_says():

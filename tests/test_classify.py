@@ -1,6 +1,7 @@
 """classify.py: cells and attention on disk, resuming, and one sentence for each mistake."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +193,7 @@ def test_a_damaged_or_unfinished_store_is_refused(tmp_path, capsys):
 
     store = write_store(tmp_path / "b")
     labels = np.array(trajectories.Trajectories(store / "train").labels)
+    shutil.rmtree(store / "train")
     trajectories.Writer(store / "train", (0.0, 0.1, 0.5, 1.0), labels, ATTRIBUTES, 4)
     assert "still being written" in fails(capsys, store, *SMALL)
 
@@ -212,6 +214,10 @@ def test_train_and_test_must_be_of_one_kind(tmp_path, capsys):
     (store / "test").rename(tmp_path / "aside")
     (other / "test").rename(store / "test")
     assert "train and test differ in dimension (4 and 5)" in fails(capsys, store, *SMALL)
+    store = write_store(tmp_path / "c")
+    shutil.rmtree(store / "test")
+    (write_store(tmp_path / "d", times=(0.1, 0.2)) / "test").rename(store / "test")
+    assert "train and test differ in times ([0.0, 0.5, 1.0] and [0.1, 0.2])" in fails(capsys, store, *SMALL)
 
 
 def test_a_fit_that_diverges_is_recorded_and_tried_again(tmp_path, capsys):

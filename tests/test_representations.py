@@ -10,6 +10,7 @@ from linear_world import make_data, make_run
 from diffusion_model import arrays, checkpoint, data, encoding, experiment, list_trajectories, readouts, representations
 from diffusion_model.moments import Moments
 from diffusion_model.trajectories import Trajectories, Writer, level_of
+from downstream_classification import stores
 
 OPTIONS = ("--granularities", 2, "--batch", 50, "--device", "cpu")
 BLOCKS = ("block-down.8x8_block0", "block-middle_attention", "block-up.8x8_block1")
@@ -186,6 +187,58 @@ def test_resuming_after_a_kill_in_the_middle_of_a_time_is_no_kill(made, drl, mon
     assert call(representations, drl, *OPTIONS) == 0
     assert again == [start for start in (0, 50, 100) if start not in seen] + [0]  # what is left of train, then test
     assert contents(drl / "trajectories" / "encoder") == whole
+
+
+@pytest.mark.parametrize(("writes", "split", "share"), [(1, "train", "42%"), (3, "test", "0%")])
+def test_an_extension_that_is_killed_takes_no_time_away(made, drl, monkeypatch, capsys, writes, split, share):
+    """While times are added and after a kill, in the first split or the second, what was whole is read as before."""
+    times, (encoder, put, seen) = [0.0, 0.5, 1.0], (drl / "trajectories" / "encoder", Writer.put, [])
+    shutil.copytree(made / "drl" / "trajectories" / "encoder", encoder)
+    whole, more = contents(encoder / split), (*OPTIONS, "--granularities", 4)
+
+    def dies(self, start, z):
+        both = stores.Store(encoder)  # as another command opens it
+        assert both.train.times == both.test.times == times
+        if len(seen) == writes:
+            raise Killed
+        seen.append(start)
+        put(self, start, z)
+
+    monkeypatch.setattr(Writer, "put", dies)
+    assert call(representations, drl, *more) == 130
+    assert contents(encoder / split).items() >= whole.items() and store(drl, "encoder", split).times == times
+    assert np.array_equal(store(drl, "encoder", split).select(), store(made / "drl", "encoder", split).select())
+    capsys.readouterr()
+    status, lines = listed(capsys, drl, "--verify")
+    assert status == 0
+    assert lines["encoder", split].endswith(f"whole, verified, 2 more times begun ({share} is there)")
+    again = []
+    monkeypatch.setattr(Writer, "put", lambda self, start, z: (again.append((start, *z)), put(self, start, z)))
+    assert call(representations, drl, *more) == 0
+    assert again == [(start, 0.25, 0.75) for start in (0, 50, 100, 0)[writes:]]
+    assert store(drl, "encoder").times == store(drl, "encoder", "train").times == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_an_extension_is_what_its_command_asks_for(drl, monkeypatch):
+    """One that was killed, of too many times for the disk perhaps, is not begun again by a command that asks for others."""
+    assert call(representations, drl, *OPTIONS) == 0
+    put = Writer.put
+
+    def dies(self, start, z):
+        if start:
+            raise Killed
+        put(self, start, z)
+
+    monkeypatch.setattr(Writer, "put", dies)
+    assert call(representations, drl, *OPTIONS, "--times", 0.1, 0.2) == 130
+    monkeypatch.setattr(Writer, "put", put)
+    assert call(representations, drl, *OPTIONS, "--times", 0.3) == 0
+    assert store(drl, "encoder").times == store(drl, "encoder", "train").times == [0.0, 0.3, 0.5, 1.0]
+    again = []
+    monkeypatch.setattr(Writer, "put", lambda self, start, z: (again.append(start), put(self, start, z)))
+    assert call(representations, drl, *OPTIONS, "--times", 0.1, 0.2) == 0
+    assert again == [50, 100, 0]  # the rows from before the kill are believed still
+    assert not list((drl / "trajectories").rglob(".rows.*")) and not list((drl / "trajectories").rglob(".*.part"))
 
 
 def test_a_killed_encoding_goes_on_with_other_batches_and_more_times(made, drl, monkeypatch):
