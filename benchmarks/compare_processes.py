@@ -40,7 +40,7 @@ def make_parser() -> experiment.Parser:
     parser = experiment.Parser(__doc__, prog="compare_processes.py")
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="finished runs of mode none")
     parser.add_argument("--out", type=Path, default=Path("processes"), help="folder of the figure and the numbers")
-    parser.add_argument("--n", type=AtLeast(1), default=1000, help="test images, the first ones")
+    parser.add_argument("--n", type=AtLeast(1), default=1000, help="test images, drawn by a fixed seed")
     parser.add_argument("--levels", type=AtLeast(2), default=12, help="number of levels, even in the logarithm")
     parser.add_argument("--level-min", type=float, default=0.05, help="lowest level, in model space")
     parser.add_argument("--level-max", type=float, default=20.0, help="highest level")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own = args.process if ":" in record["config"]["sde.name"] else None
         model = checkpoint.load_score_model(run, device=device, process=own)
         steps.add(model.step)
-        images = split.images[: args.n]
+        images = split.sample(args.n).images
         errors.setdefault(process_of(record), []).append(
             [
                 denoising_error(model, images, float(level), args.batch)

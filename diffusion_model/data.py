@@ -7,6 +7,7 @@ SHA-256 over the bytes of images and labels. ROOT is the folder given, else `$DA
 Legend: N images, C channels, H x W pixels, A label columns.
 """
 
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -25,7 +26,7 @@ import torch
 
 from diffusion_model import arrays, blocks
 from diffusion_model.blocks import BLOCK
-from diffusion_model.experiment import UsageError, nearest
+from diffusion_model.experiment import UsageError, generator, nearest
 from diffusion_model.own_arrays import load_own
 from diffusion_model.pictures import load_classes
 from diffusion_model.raw import SPLITS, Dataset, Loaded, Raw
@@ -40,9 +41,25 @@ LARGEST = 1024  # side that images are resized to: beyond, a mistyped number tak
 # Reading a prepared set
 
 
+class Chosen:
+    """The images `rows` [N] of a memory-mapped array [M, C, H, W], read where they are asked for."""
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray) -> None:
+        self.images, self.rows, self.shape = images, rows, (len(rows), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.images[self.rows[index]]
+
+
 @dataclass(frozen=True)
 class Split:
-    """One split of a prepared set: images uint8 [N, C, H, W] (memory-mapped), labels int64 [N, A], attributes {column: classes}."""
+    """One split of a prepared set: images uint8 [N, C, H, W] (memory-mapped), labels int64 [N, A], attributes {column: classes}.
+
+    rows: of the whole split, where these are some of its images.
+    """
 
     name: str
     split: str
@@ -51,9 +68,20 @@ class Split:
     attributes: dict[str, int]
     hash: str
     meta: dict[str, Any]
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def sample(self, count: int | None) -> "Split":
+        """`count` of the images, drawn by a fixed seed: the first of one random order, whatever the count; None or more: all.
+
+        A set may be sorted by class, so that its first images are no sample of it.
+        """
+        if count is None or count >= len(self):
+            return self
+        rows = torch.randperm(len(self), generator=generator("sample", self.split)).numpy()[:count]
+        return dataclasses.replace(self, images=Chosen(self.images, rows), labels=self.labels[rows], rows=rows)
 
     @property
     def shape(self) -> tuple[int, int, int]:

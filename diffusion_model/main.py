@@ -344,7 +344,8 @@ def sample(args: Any, device: torch.device) -> int:
             raise experiment.UsageError(
                 f"{args.workdir} has model.mode {model.mode}, which needs the code of an image: pass --images train or --images test"
             )
-        given = data.open_split_of(checkpoint.read_run(args.workdir), args.images, args.data).images[: args.n]
+        split = data.open_split_of(checkpoint.read_run(args.workdir), args.images, args.data)
+        given = split.sample(args.n).images
     elif args.images is not None:
         raise experiment.UsageError(f"{args.workdir} has model.mode none and takes no --images")
     if model.decoder is not None:

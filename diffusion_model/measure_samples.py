@@ -28,7 +28,7 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("samples", metavar="SAMPLES", type=Path, help="a .npy of uint8 images [N, C, H, W]")
     parser.add_argument("dataset", metavar="DATASET", help="data set of the real images")
     parser.add_argument("--split", default="train", choices=data.SPLITS, help="split of the real images")
-    parser.add_argument("--n", type=AtLeast(2), help="samples, the first ones (default: all)")
+    parser.add_argument("--n", type=AtLeast(2), help="samples, drawn by the seed (default: all)")
     parser.add_argument("--features", default="inception", choices=tuple(features.FEATURES), help="feature space")
     parser.add_argument("--weights", type=Path, help="file of pytorch-fid's Inception weights (default: downloaded)")
     parser.add_argument("--reference", type=Path, help="a .npz of mu and sigma, or a folder of a reference")
@@ -40,7 +40,7 @@ def make_parser() -> experiment.Parser:
     )
     parser.add_argument("--subsets", type=AtLeast(1, most=100_000), default=100, help="subsets of the kernel distance")
     parser.add_argument("--floor", action="store_true", help="also measure n real images against n others")
-    parser.add_argument("--seed", type=int, default=0, help="of the subsets and of the real images drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples, the real images and the subsets drawn")
     parser.add_argument("--out", type=Path, help="folder of the cells (default: distances beside SAMPLES)")
     parser.add_data()
     parser.add_device()
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise experiment.UsageError("--extractor goes with --reference: the data set's own reference knows its network")
     root = data.root(args.data)
     split = data.open_split(args.dataset, args.split, root)
-    images = read_images(args.samples, split, args.n)
+    images = read_images(args.samples, split, args.n, args.seed)
     extractor = features.open_extractor(args.features, split, root, args.weights, experiment.choose_device(args.device))
     if args.reference:
         known = features.read_reference(args.reference, extractor, told=args.extractor)
@@ -91,8 +91,8 @@ def subset_size(wanted: int | None, there: int) -> int:
     return wanted
 
 
-def read_images(path: Path, split: data.Split, count: int | None) -> np.ndarray:
-    """The first `count` images of a file; other shapes than the data set's, or too few, are a sentence."""
+def read_images(path: Path, split: data.Split, count: int | None, seed: int) -> np.ndarray:
+    """The images of a file, or `count` drawn from them, for it may be sorted by class; another shape, or too few, is a sentence."""
     images = arrays.read_array(path) if path.is_file() else None
     if images is None:
         raise FileNotFoundError(f"{path}: no such file; `python diffusion_model/main.py --mode sample` writes one")
@@ -103,7 +103,9 @@ def read_images(path: Path, split: data.Split, count: int | None) -> np.ndarray:
         )
     if len(images) < (count or 2):
         raise ValueError(f"{path} holds {len(images)} images, expected at least {count or 2}")
-    return images[:count]
+    if count is None or count == len(images):
+        return images
+    return images[torch.randperm(len(images), generator=experiment.generator("samples", seed)).numpy()[:count]]
 
 
 def floor(

@@ -20,7 +20,8 @@ def load_own(path: Path) -> Loaded:
     """Both splits of FILE.npz (keys: see `KEYS`) or FILE.npy (labels in FILE_labels.npy), with their attributes.
 
     Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are integers [N] or [N, A], or absent. The names of the
-    label columns may stand in the key `attributes`. Without a split, 80 % of the images train, chosen by a fixed seed.
+    label columns may stand in the key `attributes`. Without a split, 80 % of the images train, chosen by a fixed seed. Files are
+    often sorted by class: as of folders, each split gets a random order by a fixed seed, a function of its size alone.
     """
     held = _read_own(path)
     columns = held.pop("attributes", None)
@@ -45,7 +46,7 @@ def _pairs(path: Path, held: dict[str, np.ndarray]) -> tuple[dict[str, tuple], s
     order, cut = fixed_order(count, "split"), round(TRAIN_FRACTION * count)
     if not 0 < cut < count:
         raise ValueError(f"{path} holds {count} images, expected at least 3 to make a train and a test split")
-    rows = {"train": np.sort(order[:cut]), "test": np.sort(order[cut:])}
+    rows = {"train": order[:cut], "test": order[cut:]}
     pairs = {split: (held["images"], held.get("labels"), rows[split]) for split in SPLITS}
     return pairs, f"{TRAIN_FRACTION:.0%} train by a fixed seed"
 
@@ -82,7 +83,7 @@ def _read_own(path: Path) -> dict[str, np.ndarray]:
 
 
 def _own_raw(what: str, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray | None) -> Raw:
-    """One split of a user's arrays in the project's layout; `rows` picks some of them."""
+    """One split of a user's arrays in the project's layout: `rows` in their order, or all in a fixed random one."""
     if images.dtype != np.uint8:
         raise ValueError(f"{what}: images are {images.dtype}, expected uint8 in 0..255")
     first, last = images.ndim == 4 and images.shape[1] in (1, 3), images.ndim == 4 and images.shape[3] in (1, 3)
@@ -100,7 +101,7 @@ def _own_raw(what: str, images: np.ndarray, labels: np.ndarray | None, rows: np.
         raise ValueError(f"{what}: labels run from {labels.min()}, expected 0 to the number of classes less 1")
     if labels.size and labels.max() >= CLASSES_UP_TO:
         raise ValueError(f"{what}: labels run up to {labels.max()}, expected class numbers below {CLASSES_UP_TO:,}")
-    rows = np.arange(len(images)) if rows is None else rows
+    rows = fixed_order(len(images), "order") if rows is None else rows
 
     def read(chosen: np.ndarray) -> np.ndarray:
         block = images[rows[chosen]]

@@ -13,7 +13,7 @@ gives {name: {time: [B, D] in float32}} for the times and names wanted. Legend: 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class Activations(Readout):
         self.outputs = {source_of(name): size[name] for name in self.order}
 
     def read(self, split: data.Split, rows: slice) -> tuple[torch.Tensor, ...]:
-        indices = range(len(split))[rows]
+        indices = (range(len(split)) if split.rows is None else split.rows)[rows]
         noise = [noise_of(split.split, draw, indices, split.shape) for draw in range(self.draws)]
         return (*super().read(split, rows), torch.stack(noise, dim=1))
 
@@ -148,7 +148,7 @@ def _flatten(h: torch.Tensor) -> torch.Tensor:
     return h.float().flatten(1)
 
 
-def noise_of(split: str, draw: int, indices: range, shape: tuple[int, ...]) -> torch.Tensor:
+def noise_of(split: str, draw: int, indices: Iterable[int], shape: tuple[int, ...]) -> torch.Tensor:
     """Standard normal noise [B, C, H, W] of a split's images, on the CPU; each is a function of its own index."""
     return experiment.sample_noise([NOISE, split, draw], indices, shape)
 

@@ -13,13 +13,13 @@ data's standard deviation, for every source alike. Sources:
     block-NAME     a block of the score network for the noised image (--list-blocks tells the names); blocks: all of them
     pixels, pca    the clean images, or their --components principal ones: one time, 0
 
-The noise of an image is the same at every time and in every run; --draws averages the activations of several. The same
-command again goes on where it was killed, and adds times that are new, on any number of ranks. Ranks share the images, and
-write what one would. `list_trajectories.py RUN` shows what is there.
+The noise of an image is the same at every time and in every run; --draws averages the activations of several. --limit draws
+images by a fixed seed: row i of a store is the i-th of one random order of the split, whatever the limit (Split.sample). The
+same command again goes on where it was killed, and adds times that are new, on any number of ranks. Ranks share the images,
+and write what one would. `list_trajectories.py RUN` shows what is there.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import sys
 from collections.abc import Iterator, Sequence
@@ -60,7 +60,9 @@ def make_parser() -> experiment.Parser:
     parser.add_argument("--pooling", default="mean", choices=readouts.POOLING, help="over the pixels, for blocks")
     parser.add_argument("--components", type=AtLeast(1), default=64, help="for pca")
     parser.add_argument("--splits", nargs="+", default=list(data.SPLITS), choices=data.SPLITS, help="which images")
-    parser.add_argument("--limit", type=AtLeast(1), help="only the first so many images of each split (default: all)")
+    parser.add_argument(
+        "--limit", type=AtLeast(1), help="so many images of each split, drawn by a fixed seed (default: all)"
+    )
     parser.add_argument("--dtype", default="float32", choices=trajectories.DTYPES, help="of the stored features")
     parser.add_argument(
         "--precision", default="auto", choices=("auto", *PRECISIONS), help="of the products: auto is bfloat16 on a GPU"
@@ -171,8 +173,7 @@ def encode_run(args: Any, model: ScoreModel, record: dict[str, Any], groups: lis
     for sources in groups:
         readout, about = make_readout(args, model, record, sources)
         for split in splits.values():
-            cut = dataclasses.replace(split, images=split.images[: args.limit], labels=split.labels[: args.limit])
-            encode_split(args, model, readout, about, cut)
+            encode_split(args, model, readout, about, split.sample(args.limit))
         if sources == ["encoder"] and "train" in splits:
             write_moments(args.run / "moments", splits["train"], args.run / "trajectories" / "encoder" / "train")
 
@@ -205,7 +206,7 @@ def make_readout(
 def encode_split(args: Any, model: ScoreModel, readout: Readout, about: dict[str, Any], split: data.Split) -> None:
     """The stores of one readout for one split: every pending time."""
     provenance = {
-        "dataset": split.name, "split": split.split, "data_hash": split.hash, "mode": model.mode,
+        "dataset": split.name, "split": split.split, "data_hash": split.hash, "rows": rows_of(split), "mode": model.mode,
         "widen": model.config["encoder"]["widen"], "class_names": split.meta.get("class_names"), **about,
     }  # fmt: skip
     times = [0.0] if readout.outputs.keys() <= set(readouts.TIMELESS) else args.times
@@ -226,6 +227,13 @@ def encode_split(args: Any, model: ScoreModel, readout: Readout, about: dict[str
     writers = {source: writer for source, writer in writers.items() if pending[source]}
     if writers:
         encoding.encode(readout, split, writers, args.batch)
+
+
+def rows_of(split: data.Split) -> str:
+    """Which of the split's images a store holds, in which order."""
+    if split.rows is None:
+        return trajectories.EARLIER["rows"]
+    return f"drawn by a fixed seed from {split.meta['count']:,}"
 
 
 def write_moments(folder: Path, split: data.Split, store: Path) -> None:

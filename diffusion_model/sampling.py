@@ -38,8 +38,8 @@ def draw_samples(trainer: Trainer) -> None:
 
 
 def draw_reconstructions(trainer: Trainer) -> None:
-    """samples/STEP.png: the first training images, and below each row what the decoder makes of their codes."""
-    given = np.array(trainer.split.images[:SHOWN])
+    """samples/STEP.png: some training images, and below each row what the decoder makes of their codes."""
+    given = np.array(trainer.split.sample(SHOWN).images[:])
     trainer.model.eval()
     made = reconstruct_images(trainer.model, given, [0.5], SHOWN)[:, 0]
     trainer.model.train()

@@ -37,6 +37,7 @@ DTYPES = ("float32", "float16")
 EARLIER = {
     "dtype": "float32",
     "precision": "float32",
+    "rows": "in the order of the split",
 }  # fields that stores of earlier versions lack, with what those did
 ROWS = 1 << 16  # read at once
 REMEDY = "run `python diffusion_model/representations.py RUN` first"
@@ -200,13 +201,14 @@ class Trajectories:
     def share_over_times(self, most: int = 2_000, entries: int = 20_000_000) -> float | None:
         """Share of the variance that is between the times of one image: 0 of constant trajectories, 1 of independent times.
 
-        Of the first images, as many as `most` and `entries` of their features allow, the mean of each time removed. None
-        of a single time, of a single image, and of features that do not vary.
+        Of images drawn by a fixed seed, as many as `most` and `entries` of their features allow, the mean of each time removed.
+        None of a single time, of a single image, and of features that do not vary.
         """
         count = min(most, self.count, max(2, entries // max(1, len(self.times) * self.dimension)))
         if len(self.times) < 2 or count < 2:
             return None
-        z = self.select(rows=np.arange(count)).astype(np.float64)
+        rows = np.random.default_rng(experiment.seed_of("share over times")).permutation(self.count)[:count]
+        z = self.select(rows=np.sort(rows)).astype(np.float64)
         z -= z.mean(axis=0)
         whole = np.square(z).mean(axis=1).sum()
         return float(z.var(axis=1, ddof=1).sum() / whole) if whole > 0 else None

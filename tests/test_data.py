@@ -487,6 +487,37 @@ def test_own_npy_with_and_without_labels(tmp_path, capsys):
     assert np.array_equal(split.images[:, 0], images[split.label("label")])
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_own_arrays_sorted_by_class_are_shuffled(tmp_path, given):
+    """Every image once, beside its own label, in a random order that is the same every time; 30 images of each of 10 classes."""
+    labels = np.repeat(np.arange(10), 30)
+    images = np.arange(300, dtype=np.uint16).view(np.uint8).reshape(300, 2, 1)  # each tells its row
+    both = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    np.savez(tmp_path / "a.npz", **(both if given else {"images": images, "labels": labels}))
+    for name in ("one", "two"):
+        data.prepare(name, tmp_path, tmp_path / "a.npz")
+    splits = [data.open_split("one", split, tmp_path) for split in data.SPLITS]
+    rows = [split.images[:, 0].reshape(len(split), 2).copy().view(np.uint16)[:, 0] for split in splits]
+    for split, held in zip(splits, rows, strict=True):
+        assert np.array_equal(split.label("label"), labels[held])
+        assert len(set(split.label("label")[:40])) >= 8 and abs(np.corrcoef(np.arange(len(held)), held)[0, 1]) < 0.3
+        assert split.hash == data.open_split("two", split.split, tmp_path).hash
+    assert sorted(np.concatenate(rows)) == sorted([*range(300)] * (2 if given else 1))
+
+
+def test_a_sample_is_of_every_part_of_a_set_and_the_start_of_a_larger_one(root):
+    split = data.open_split("synthetic16", "train", root)
+    few, more = split.sample(100), split.sample(1000)
+    assert np.array_equal(few.rows, more.rows[:100]) and len(set(more.rows)) == 1000
+    assert np.bincount(more.rows // 1000, minlength=4).min() > 200  # not the first
+    for one in (few, more):
+        assert np.array_equal(one.images[:], split.images[one.rows]) and np.array_equal(
+            one.labels, split.labels[one.rows]
+        )
+    assert len(few) == 100 and few.shape == split.shape and np.array_equal(few.images[3:5], split.images[few.rows[3:5]])
+    assert split.sample(None) is split and split.sample(4000) is split
+
+
 IMAGES = np.zeros((5, 8, 8), np.uint8)
 
 

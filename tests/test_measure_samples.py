@@ -51,6 +51,16 @@ def test_measure_and_compare(dots, tmp_path, capsys) -> None:
     assert few.protocol["subset_size"] == 50 // 4 and few.value["kernel_deviation"] > 1e-3  # subsets differ
 
 
+def test_of_a_sorted_file_both_halves_are_drawn(dots, tmp_path) -> None:
+    images = np.zeros((60, *dots.shape), np.uint8)
+    images[30:] = 255
+    np.save(tmp_path / "sorted.npy", images)
+    drawn, again, other = (measure_samples.read_images(tmp_path / "sorted.npy", dots, 30, seed) for seed in (0, 0, 1))
+    assert 8 < (drawn[:, 0, 0, 0] > 0).sum() < 22
+    assert np.array_equal(drawn, again) and not np.array_equal(drawn, other)
+    assert np.array_equal(measure_samples.read_images(tmp_path / "sorted.npy", dots, None, 0), images)
+
+
 def test_a_reference_of_others(dots, tmp_path, capsys) -> None:
     np.save(tmp_path / "made.npy", dots.images[:100])
     command = (measure_samples, tmp_path / "made.npy", "dots", "--features", "classifier")

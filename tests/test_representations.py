@@ -300,6 +300,28 @@ def test_moments_are_made_anew_where_the_codes_are_others(drl):
     assert contents(drl / "moments") == before
 
 
+def test_a_limit_draws_images_and_keeps_what_they_are(drl, made, capsys):
+    """The rows are a sample's; labels, codes and the noise of blocks are those of the same images in the whole store."""
+    assert call(representations, drl, "--sources", "encoder", BLOCKS[0], *OPTIONS, "--limit", 20) == 0
+    rows = data.open_split("dots", "train").sample(20).rows
+    assert not np.array_equal(np.sort(rows), np.arange(20))
+    for source in ("encoder", BLOCKS[0]):
+        few, whole = store(drl, source, "train"), store(made / "drl", source, "train")
+        assert np.array_equal(few.labels, whole.labels[rows])
+        assert np.allclose(few.at(0.5), whole.at(0.5)[rows], rtol=1e-4, atol=1e-5)
+    assert call(representations, drl, "--sources", "encoder", "--times", 0.25, *OPTIONS[2:], "--limit", 20) == 0
+
+    meta = (
+        drl / "trajectories" / "encoder" / "train" / "meta.json"
+    )  # a store of before took the first rows and did not say so
+    arrays.write_json(meta, {name: value for name, value in arrays.read_json(meta).items() if name != "rows"})
+    assert len(store(drl, "encoder", "train").at(0.5)) == 20
+    capsys.readouterr()
+    assert call(representations, drl, "--times", 0.75, *OPTIONS[2:], "--limit", 20) == 1
+    told = "(rows: 'in the order of the split' there, 'drawn by a fixed seed from 120' now)"
+    assert told in capsys.readouterr().err
+
+
 def test_the_blocks_are_listed_with_their_shapes(made, capsys):
     assert call(representations, made / "edm", "--list-blocks") == 0
     lines = capsys.readouterr().out.split("\n")

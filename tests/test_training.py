@@ -339,6 +339,9 @@ def test_modes_that_reconstruct_show_pictures_of_it(whole, tmp_path, monkeypatch
     assert run("--mode", "sample", "--workdir", run_folder, "--n", 3, "--images", "test", "--batch", 2) == 0
     made = np.load(run_folder / "samples" / "reconstructions_test_n3.npy", allow_pickle=False)
     assert made.shape == (3, 3, 3, 16, 16) and made.dtype == np.uint8
+    model, given = checkpoint.load_score_model(run_folder), data.open_split("synthetic16", "test").sample(3).images
+    expected = sampling.reconstruct_images(model, given, (0.0, 0.5, 1.0), 3).astype(int)
+    assert np.abs(expected - made).max() <= 1  # of a sample of the split, not of its first images
     assert run("--mode", "eval", "--workdir", run_folder) == 0
     assert "reconstruction" in arrays.read_json(run_folder / "eval.json")["loss"]
 

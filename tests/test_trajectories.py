@@ -283,6 +283,12 @@ def test_the_share_of_the_variance_over_the_times(tmp_path):
         for index, time in enumerate(np.linspace(0, 1, 5)):
             writer.write(float(time), z[:, index].astype(np.float32))
         assert trajectories.Trajectories(tmp_path / f"{weight}").share_over_times() == pytest.approx(weight, abs=0.03)
+    half = np.random.default_rng(1).standard_normal((100, 1, 8))  # of 200 trajectories, sorted: the first stand still
+    writer = trajectories.Writer(tmp_path / "half", [0.0, 1.0], np.zeros((200, 1), np.int64), {"a": 2}, 8)
+    for time in (0.0, 1.0):
+        moving = (-1) ** time * half
+        writer.write(time, np.concatenate([half, moving])[:, 0].astype(np.float32))
+    assert trajectories.Trajectories(tmp_path / "half").share_over_times(most=100) > 0.3
     one = trajectories.Writer(tmp_path / "one", [0.0], np.zeros((4, 1), np.int64), {"a": 2}, 8)
     one.write(0.0, np.ones((4, 8), np.float32))
     assert trajectories.Trajectories(tmp_path / "one").share_over_times() is None
