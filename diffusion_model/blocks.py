@@ -62,11 +62,6 @@ def part(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def forget(path: Path) -> None:
-    """Remove the list of finished blocks, once the folder of `path` is sealed."""
-    _done(path).unlink(missing_ok=True)
-
-
 def _done(path: Path) -> Path:
     return path.with_name(f".{path.name}.done")
 

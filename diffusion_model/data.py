@@ -7,6 +7,7 @@ SHA-256 over the bytes of images and labels. ROOT is the folder given, else `$DA
 Legend: N images, C channels, H x W pixels, A label columns.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -15,7 +16,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,20 @@ import torch
 from diffusion_model import arrays, blocks
 from diffusion_model.blocks import BLOCK
 from diffusion_model.experiment import UsageError, generator, nearest
-from diffusion_model.own_arrays import load_own
-from diffusion_model.pictures import load_classes
+from diffusion_model.own_arrays import load_own, mark_of_own
+from diffusion_model.pictures import load_classes, mark_of_classes
 from diffusion_model.raw import SPLITS, Dataset, Loaded, Raw
 from diffusion_model.sources import ALIASES, DATASETS
 
 KIND = "images"
 COMMAND = "python diffusion_model/prepare_data.py"
 LARGEST = 1024  # side that images are resized to: beyond, a mistyped number takes all memory
+META = {
+    "attributes": {...: int}, "hash": str, "class_names?": {...: [str]},
+    "arrays": {"images": {"shape": [int]}, "labels": {"shape": [int]}},
+}  # fmt: skip
+TEMPORARY = (".*.npy*.tmp", ".meta.json*.tmp")  # what a writer that was killed leaves in a split
+RESUMED = (".images.npy.part", ".images.npy.done")  # what the next run goes on with
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -135,10 +142,48 @@ def open_split(name: str, split: str, root: Path | str | None = None) -> Split:
                 f"for your own images run `{COMMAND} {name} --source PATH`"
             )
         prepare(name, folder, download=False)
-    held, meta = arrays.read_folder(folder / name / split, KIND, f"run `{COMMAND} {name}` again")
+    again = f"remove {folder / name} and run `{COMMAND} {name}` again"
+    parts = {part: _read(folder / name / part, part == split, again) for part in SPLITS}
+    _check_pair(folder / name, parts, again)
+    images, labels, meta = parts[split]
+    return Split(name, split, images, labels, meta["attributes"], meta["hash"], meta)
+
+
+def _read(folder: Path, whole: bool, again: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Images, labels and meta of one prepared split, checked; against their checksums if `whole`."""
+    meta = arrays.read_meta(folder, KIND, again)
+    arrays.expect(meta, folder / "meta.json", META, again)
+    if whole:
+        held, _ = arrays.read_folder(folder, KIND, again)
+    else:
+        held = {array: arrays.read_array(folder / f"{array}.npy") for array in meta["arrays"]}
     labels = np.array(held["labels"])
-    check(held["images"], labels, meta["attributes"], str(folder / name / split))
-    return Split(name, split, held["images"], labels, meta["attributes"], meta["hash"], meta)
+    check(held["images"], labels, meta["attributes"], str(folder))
+    return held["images"], labels, meta
+
+
+def _check_pair(folder: Path, parts: dict[str, tuple[np.ndarray, np.ndarray, dict]], again: str) -> None:
+    """Refuse two prepared splits that do not belong together, such as those of a folder made by hand."""
+    train, test = (meta for _, _, meta in parts.values())
+    for field in ("attributes", "class_names"):
+        if list(train.get(field, {}).items()) != list(test.get(field, {}).items()):
+            raise ValueError(f"{folder}: train and test differ in their {field}: {again}")
+    check_shapes(str(folder), {split: images.shape[1:] for split, (images, _, _) in parts.items()}, again)
+    named = train.get("class_names", {}) | (DATASETS[folder.name].attributes if folder.name in DATASETS else {})
+    for column, (attribute, classes) in enumerate(train["attributes"].items()):
+        values = np.unique(np.concatenate([labels[:, column] for _, labels, _ in parts.values()]))
+        if attribute not in named and len(values) != classes:  # a class that is named may be without an image
+            raise ValueError(
+                f"{folder}: {attribute!r} has {classes} classes, and images of {len(values)}, with labels from {values[0]} "
+                f"to {values[-1]}: number them from 0 without gaps, or name them all in class_names of both meta.json"
+            )
+
+
+def check_shapes(what: str, shapes: Mapping[str, Sequence[int]], remedy: str) -> None:
+    """Refuse splits whose images (C, H, W) differ in shape, with one sentence that begins with `what`."""
+    train, test = ("x".join(map(str, shapes[split])) for split in SPLITS)
+    if train != test:
+        raise ValueError(f"{what}: images of train are {train}, those of test {test}, expected one shape: {remedy}")
 
 
 def open_split_of(record: dict[str, Any], split: str, root: Path | str | None = None) -> Split:
@@ -310,16 +355,37 @@ def prepare(
             f"{name!r} is no built-in data set ({nearest(name, DATASETS)}): "
             f"for your own images run `{COMMAND} {name} --source PATH`"
         )
+    if _is_prepared(folder):  # asked without the lock: a folder that cannot be written is as good
+        _refuse_other_source(folder, source, size)
+        if _left(folder, *TEMPORARY, *RESUMED):
+            with contextlib.suppress(OSError), _lock(root / f".{name}.lock"):
+                _clear(folder, *TEMPORARY, *RESUMED)
+        return folder
     with _lock(root / f".{name}.lock"):
-        if _is_prepared(folder):
+        if _is_prepared(folder):  # by the process that was waited for
             _refuse_other_source(folder, source, size)
         else:
+            _clear(folder, *TEMPORARY)
             found, loaded, about = _load(name, root, source, download, size)
+            _say_classes(name, loaded, about)
             _check_space(name, root, loaded.splits)
+            about |= {"dataset": name, "splitting": loaded.splitting, "source": "made by the project"}
+            about |= {"source": str(found.resolve()), "source_mark": _mark(name, found)} if found else {}
             for split, raw in loaded.splits.items():
-                _write_split(folder / split, f"{name}/{split}", raw, workers or blocks.cores(), dataset=name, split=split,
-                             source=str(found) if found else "made by the project", splitting=loaded.splitting, **about)  # fmt: skip
+                _write_split(folder / split, f"{name}/{split}", raw, workers or blocks.cores(), split=split, **about)
+            _clear(folder, *RESUMED)
     return folder
+
+
+def _left(folder: Path, *patterns: str) -> list[Path]:
+    """Files of our own temporary names in the splits of a set."""
+    return [path for split in SPLITS for pattern in patterns for path in (folder / split).glob(pattern)]
+
+
+def _clear(folder: Path, *patterns: str) -> None:
+    """Remove what a writer that was killed has left; the lock, which is held, keeps living ones away."""
+    for path in _left(folder, *patterns):
+        path.unlink(missing_ok=True)
 
 
 def _load(
@@ -332,6 +398,8 @@ def _load(
             raise UsageError(f"--size {size}: only a folder of images is resized, and {found} is none")
         loaded = load_classes(found, size) if found.is_dir() else load_own(found)
         _refuse_empty(name, loaded)
+        shapes = {split: raw.read(np.arange(1)).shape[1:] for split, raw in loaded.splits.items()}
+        check_shapes(str(found), shapes, "resize the images of one of them")
         about = {"origin": "given by the user", "licence": "unknown"}
         return found, loaded, about | {"attributes": loaded.attributes, "class_names": loaded.class_names}
     kind = DATASETS[name]
@@ -347,7 +415,7 @@ def _load(
 def _lock(path: Path) -> Iterator[None]:
     """Let one process at a time prepare a set: the others wait and then find it prepared."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -356,9 +424,20 @@ def _refuse_other_source(folder: Path, source: Path | str | None, size: int | No
     meta = arrays.read_meta(folder / "train", KIND, "")
     if source is not None and Path(source).resolve() != Path(meta["source"]).resolve():
         raise ValueError(f"{folder} was prepared from {meta['source']}: remove it to prepare it from {source}")
+    if source is not None and Path(source).exists() and meta.get("source_mark") != _mark(folder.name, Path(source)):
+        raise ValueError(
+            f"{folder} was prepared from {source} when that held other files: remove it to prepare it anew"
+        )
     if size is not None and meta["shape"][1:] != [size, size]:
         written = "x".join(map(str, meta["shape"][1:]))
         raise ValueError(f"{folder} was prepared at {written}: remove it to prepare it at {size}x{size}")
+
+
+def _mark(name: str, source: Path) -> str | None:
+    """What tells whether images of one's own are still those of a source: a file's bytes, a folder's names and sizes."""
+    if name in DATASETS:
+        return None
+    return mark_of_classes(source) if source.is_dir() else mark_of_own(source)
 
 
 def _locate(name: str, root: Path, source: Path | str | None, download: bool) -> Path | None:
@@ -414,6 +493,20 @@ def _refuse_empty(name: str, loaded: Loaded) -> None:
             raise ValueError(f"{name}/{split} has no images")
 
 
+def _say_classes(name: str, loaded: Loaded, about: dict[str, Any]) -> None:
+    """Say which classes only one of the splits has, and where there is nothing to tell apart."""
+    for column, (attribute, classes) in enumerate(about["attributes"].items()):
+        if classes == 1:
+            print(f"{name}: {attribute!r} has one class, so that nothing can be told apart by it", file=sys.stderr)
+        called = dict(enumerate(about["class_names"].get(attribute, ())))
+        train, test = (set(loaded.splits[split].labels[:, column].tolist()) for split in SPLITS)
+        for lacking, alone in (("train", sorted(test - train)), ("test", sorted(train - test))):
+            if alone:
+                some = ", ".join(str(called.get(label, label)) for label in alone[:3]) + ", ..." * (len(alone) > 3)
+                what = f"{len(alone)} of {classes} classes of {attribute!r} have no {lacking} images"
+                print(f"{name}: {what}: {some}", file=sys.stderr)
+
+
 def _check_counts(name: str, kind: Dataset, loaded: Loaded) -> None:
     for split, expected in zip(SPLITS, kind.counts, strict=True):
         raw = loaded.splits[split]
@@ -436,11 +529,14 @@ def _check_space(name: str, root: Path, splits: dict[str, Raw]) -> None:
 
 
 def _write_split(folder: Path, what: str, raw: Raw, workers: int, *, attributes: dict[str, int], **meta: Any) -> None:
-    """Write one split, checking every block, and seal it with its hash; one that was sealed from the same files stays."""
-    for stale in folder.glob(".*.tmp"):  # of a writer that was killed; the lock keeps others away
-        stale.unlink()
+    """Write one split, checking every block, and seal it with its hash; one that was sealed from the same files stays.
+
+    `train` comes before `test`, which records how many of its images it shares with it.
+    """
+    train = folder.parent / SPLITS[0]
+    beside = None if folder == train else arrays.read_meta(train, KIND, "")["hash"]
     labels = np.ascontiguousarray(raw.labels, dtype=np.int64)
-    key = _split_key(raw, labels)
+    key = _split_key(raw, labels, beside)
     if key and arrays.is_finished(folder) and arrays.read_meta(folder, KIND, "").get("key") == key:
         return
     (folder / "meta.json").unlink(missing_ok=True)
@@ -453,16 +549,27 @@ def _write_split(folder: Path, what: str, raw: Raw, workers: int, *, attributes:
     images = folder / "images.npy"
     blocks.write(images, raw, shape, workers, what, check_block)
     arrays.write_array(folder / "labels.npy", labels)
+    if beside is not None:
+        meta["also_in_train"] = _shared(train / "images.npy", images)
     arrays.seal_folder(folder, KIND, ["images", "labels"], attributes=attributes, count=len(labels), shape=list(shape[1:]),
                        hash=_hash(images, labels), key=key, **meta)  # fmt: skip
-    blocks.forget(images)
 
 
-def _split_key(raw: Raw, labels: np.ndarray) -> str | None:
-    """What a decoded split is a function of: its files and its labels."""
+def _split_key(raw: Raw, labels: np.ndarray, beside: str | None) -> str | None:
+    """What a decoded split is a function of: its files, its labels and the hash of the split before it."""
     if raw.key is None:
         return None
-    return hashlib.sha256(raw.key(np.arange(len(labels))).encode() + labels.tobytes()).hexdigest()
+    return hashlib.sha256(f"{raw.key(np.arange(len(labels)))}{beside}".encode() + labels.tobytes()).hexdigest()
+
+
+def _shared(train: Path, test: Path) -> int:
+    """How many images of `test` are, pixel for pixel, also in `train`."""
+    known, found = (
+        [hashlib.blake2b(image, digest_size=16).digest() for image in np.load(path, mmap_mode="r", allow_pickle=False)]
+        for path in (train, test)
+    )
+    known = set(known)
+    return sum(image in known for image in found)
 
 
 def _hash(path: Path, labels: np.ndarray) -> str:

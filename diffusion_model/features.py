@@ -11,6 +11,7 @@ images and some of the features themselves, is computed once and found again by 
 Dimensions: B batch, C channels, H x W pixels, N images, F features.
 """
 
+import sys
 import urllib.error
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -219,7 +220,7 @@ class Reference:
 
 
 def reference(extractor: Extractor, dataset: data.Split, root: Path, batch: int = 256) -> Reference:
-    """The split's features as moments, with `KEPT` of them; computed once and kept beside the data.
+    """The split's features as moments, with `KEPT` of them; computed once and kept beside the data, if that can be written.
 
     Found again by the fingerprint of the weights and the hash of the images; made anew where either has changed.
     """
@@ -237,8 +238,12 @@ def reference(extractor: Extractor, dataset: data.Split, root: Path, batch: int 
         codes, places = extractor(dataset.images[start : start + batch]), place[start : start + batch]
         moments.update(codes)
         kept[places[places < len(kept)]] = codes.numpy()[places < len(kept)]
-    arrays.write_folder(folder / "kept", "features", {"features": kept}, **wanted)
-    moments.save(folder)
+    try:
+        arrays.write_folder(folder / "kept", "features", {"features": kept}, **wanted)
+        moments.save(folder)
+    except OSError as error:  # data of others, or a full disk: the distance can be told all the same
+        reason = error.strerror or error
+        print(f"the reference cannot be kept in {folder} ({reason}): it is made again each time", file=sys.stderr)
     return Reference(moments, fid.factor(moments.covariance), kept)
 
 

@@ -4,6 +4,7 @@ Legend: N images, C channels, H x W pixels, A label columns.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from diffusion_model import arrays
 from diffusion_model.raw import SPLITS, Loaded, Raw, fixed_order
 
+WHOLE = ("images", "labels", "attributes")
+SPLIT = ("train_images", "train_labels", "test_images", "test_labels", "attributes")
 KEYS = "images and labels, or train_images, train_labels, test_images and test_labels"
 TRAIN_FRACTION = 0.8  # of images that come without a split
 CLASSES_UP_TO = 65_536  # of one label column; beyond, the column is a number or a key, no class
@@ -30,8 +33,38 @@ def load_own(path: Path) -> Loaded:
     names = _column_names(path, splits, columns)
     if not names:
         print(f"{path} holds no labels: the set can be modelled and sampled but not classified", file=sys.stderr)
-    classes = [max(int(raw.labels[:, column].max()) for raw in splits.values()) + 1 for column in range(len(names))]
-    return Loaded(splits, how, attributes=dict(zip(names, classes, strict=True)))
+    splits, values = _number(path, splits, names)
+    attributes = {name: len(found) for name, found in values.items()}
+    named = {name: tuple(map(str, found)) for name, found in values.items() if found != [*range(len(found))]}
+    return Loaded(splits, how, attributes=attributes, class_names=named)
+
+
+def _number(path: Path, splits: dict[str, Raw], names: list[str]) -> tuple[dict[str, Raw], dict[str, list[int]]]:
+    """Labels that count the values that occur in either split from 0, in their order; and the values of each column."""
+    labels = {split: raw.labels.copy() for split, raw in splits.items()}
+    values = {}
+    for column, name in enumerate(names):
+        found = np.unique(np.concatenate([held[:, column] for held in labels.values()]))
+        values[name] = found.tolist()
+        if values[name] != [*range(len(found))]:
+            print(
+                f"{path}: labels of {name!r} have {len(found)} values from {found[0]} to {found[-1]}, which become the "
+                f"classes 0 to {len(found) - 1}; class_names in meta.json tells the value of each",
+                file=sys.stderr,
+            )
+        for held in labels.values():
+            held[:, column] = np.searchsorted(found, held[:, column])
+    return {split: replace(raw, labels=labels[split]) for split, raw in splits.items()}, values
+
+
+def mark_of_own(path: Path) -> str:
+    """What tells whether a file, and labels beside it, are still the same: their CRC-32."""
+    return " ".join(f"{arrays.file_checksum(held):08x}" for held in (path, _beside(path)) if held.is_file())
+
+
+def _beside(path: Path) -> Path:
+    """Where the labels of a .npy lie."""
+    return path.with_name(f"{path.stem}_labels.npy")
 
 
 def _pairs(path: Path, held: dict[str, np.ndarray]) -> tuple[dict[str, tuple], str]:
@@ -40,9 +73,7 @@ def _pairs(path: Path, held: dict[str, np.ndarray]) -> tuple[dict[str, tuple], s
         return {
             split: (held[f"{split}_images"], held.get(f"{split}_labels"), None) for split in SPLITS
         }, "as in the source"
-    if "images" not in held:
-        raise ValueError(f"{path} has the keys {sorted(held)}, expected {KEYS}")
-    count = len(held["images"])
+    count = len(np.atleast_1d(held["images"]))
     order, cut = fixed_order(count, "split"), round(TRAIN_FRACTION * count)
     if not 0 < cut < count:
         raise ValueError(f"{path} holds {count} images, expected at least 3 to make a train and a test split")
@@ -73,13 +104,19 @@ def _read_own(path: Path) -> dict[str, np.ndarray]:
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"--source {path}: expected a .npy or .npz with {KEYS}")
     if path.suffix == ".npz":
-        return arrays.read_archive(path, KEYS)
-    beside = path.with_name(f"{path.stem}_labels.npy")
-    remedy = "give a file of a plain array"
-    held = {"images": arrays.read_array(path, remedy=remedy)}
-    if beside.is_file():
-        held["labels"] = arrays.read_array(beside, remedy=remedy)
-    return held
+        there = arrays.read_archive(path, KEYS)
+    else:
+        remedy = "give a file of a plain array"
+        there = {"images": arrays.read_array(path, remedy=remedy)}
+        if _beside(path).is_file():
+            there["labels"] = arrays.read_array(_beside(path), remedy=remedy)
+    wanted = SPLIT if {"train_images", "test_images"} <= there.keys() else WHOLE
+    other = sorted(there.keys() - {*wanted})
+    if not there.keys() & {"images", "train_images"} - {*other}:
+        raise ValueError(f"{path} has the keys {sorted(there)}, expected {KEYS}")
+    if other:
+        print(f"{path}: {', '.join(other)} left out, expected {KEYS}", file=sys.stderr)
+    return {name: array for name, array in there.items() if name in wanted}
 
 
 def _own_raw(what: str, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray | None) -> Raw:
@@ -95,10 +132,14 @@ def _own_raw(what: str, images: np.ndarray, labels: np.ndarray | None, rows: np.
     labels = given.reshape(len(given), -1) if given.size else given.reshape(len(given), 0)
     if labels.dtype.kind not in "iu" or len(labels) != len(images) or given.ndim > 2:
         raise ValueError(
-            f"{what}: labels are {labels.dtype} {list(given.shape)}, expected integers [N] or [N, A] for {len(images)} images"
+            f"{what}: labels are {labels.dtype} {list(given.shape)}, expected integers [N] or [N, A] for {len(images)} images: "
+            "number the classes 0, 1, 2, ..."
         )
     if labels.size and labels.min() < 0:
-        raise ValueError(f"{what}: labels run from {labels.min()}, expected 0 to the number of classes less 1")
+        raise ValueError(
+            f"{what}: labels run from {labels.min()}, expected 0 or more: number the classes from 0, and leave out images "
+            "without a label"
+        )
     if labels.size and labels.max() >= CLASSES_UP_TO:
         raise ValueError(f"{what}: labels run up to {labels.max()}, expected class numbers below {CLASSES_UP_TO:,}")
     rows = fixed_order(len(images), "order") if rows is None else rows

@@ -2,8 +2,12 @@
 
 A picture becomes C x H x W in one of three ways: `exact` (its own size), `crop` (its shorter side is resized, the middle
 square is kept) or `squash` (the whole picture is resized, as CelebA's 178 x 218 are in the original). Resizing is bilinear
-over all the pixels that a new one covers. What 8 bits a channel cannot hold is refused, never rounded in silence: floats,
-16-bit greys, transparency.
+over all the pixels that a new one covers. A palette, CMYK and YCbCr become RGB, and a picture is turned as its EXIF says.
+What a grey or RGB picture of 8 bits a channel cannot hold is refused, never cut in silence: more bits, floats, further
+samples a pixel, transparency, several frames or pages.
+
+Folders are walked by one rule: hidden files and folders (.NAME) are skipped, links are followed, a folder that is reached
+twice is refused, and files whose suffix is none of SUFFIXES are named.
 
 Legend: N images, B of them in a block, C channels, H x W pixels.
 """
@@ -11,21 +15,26 @@ Legend: N images, B of them in a block, C channels, H x W pixels.
 import hashlib
 import json
 import sys
+import unicodedata
+import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffusion_model.experiment import progress, seed_of
 from diffusion_model.raw import SPLITS, Loaded, Raw
 
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names; whatever else it can open is refused
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's names
 GREY = ("1", "L", "LA")
 TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
-ORIENTATION = 0x0112
+ORIENTATION, BITS, SAMPLES, SAMPLE_FORMAT = 0x0112, 258, 277, 339  # tags of EXIF and TIFF
+UNSIGNED = 1  # of SAMPLE_FORMAT
 TRAIN_FRACTION = 0.8  # of a class whose images come without a split
 LAYOUT = "train/CLASS/ and test/CLASS/, or CLASS/, with image files"
 PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")  # no names of classes
@@ -40,13 +49,10 @@ def decode(path: Path | str, shape: tuple[int, int, int], way: str) -> np.ndarra
     from PIL import Image, ImageOps
 
     channels, height, width = shape
-    try:
-        with Image.open(path) as file:
-            file.load()
-            picture = ImageOps.exif_transpose(file)
-    except Exception as error:  # Pillow raises whatever the format's reader raises
-        raise ValueError(f"{path} cannot be decoded as an image ({_short(error)})") from None
-    picture = _eight_bits(picture, path, channels)
+    picture = _use(path, lambda file: ImageOps.exif_transpose(file))
+    if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
+        raise ValueError(f"{path} has transparent pixels: put it on a background first")
+    picture = picture.convert("L" if channels == 1 else "RGB")
     if way == "exact" and picture.size != (width, height):
         found = f"{picture.size[0]} x {picture.size[1]}"
         raise ValueError(f"{path} has {found} pixels, expected {width} x {height}: give --size to resize all images")
@@ -58,13 +64,48 @@ def decode(path: Path | str, shape: tuple[int, int, int], way: str) -> np.ndarra
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def _eight_bits(picture: object, path: Path | str, channels: int) -> object:
-    """The picture in grey or RGB; ValueError where that would lose transparency or depth."""
-    if picture.mode not in EIGHT_BITS:
-        raise ValueError(f"{path} has pixels of kind {picture.mode}, expected 8 bits a channel: convert it first")
-    if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
-        raise ValueError(f"{path} has transparent pixels: put it on a background first")
-    return picture.convert("L" if channels == 1 else "RGB")
+def _use(path: Path | str, use: Callable) -> Any:
+    """use(file) of an image file that is opened and, as far as its header says, can be read whole; else a ValueError."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as file:
+                fault = _fault(file)
+                found = None if fault else use(file)
+    except Exception as error:  # Pillow raises whatever the format's reader raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise ValueError(f"{path} cannot be decoded as an image ({reason}): expected {', '.join(FORMATS)}") from None
+    if fault:
+        raise ValueError(f"{path} {fault}")
+    return found
+
+
+def _fault(file: Any) -> str | None:
+    """What Pillow would leave out or cut of an opened file, if anything."""
+    frames, bits, kept = getattr(file, "n_frames", 1), _bits(file), len(file.getbands())
+    tags = file.tag_v2 if file.format == "TIFF" else {}
+    if frames > 1:
+        return f"holds {frames} frames or pages, expected one: save each that you want as a file"
+    if bits > 8:
+        return f"has {bits} bits a channel, expected 8: scale it to 0..255 first"
+    if tags.get(SAMPLES, 1) > kept:
+        return f"has {tags[SAMPLES]} samples a pixel, of which {file.mode} keeps {kept}: save those that you want"
+    if file.mode not in EIGHT_BITS or {*tags.get(SAMPLE_FORMAT, ())} - {UNSIGNED}:
+        kind = file.mode if file.mode not in EIGHT_BITS else "signed integers"
+        return f"has pixels of kind {kind}, expected 8 bits a channel: convert it first"
+    return None
+
+
+def _bits(file: Any) -> int:
+    """Bits a channel in the file, which Pillow may cut to 8: its mode does not tell."""
+    if file.format == "TIFF":
+        return max(file.tag_v2.get(BITS, (1,)))
+    layout = file.tile[0][3] if file.tile else ""  # PNG: the kind of its pixels; PPM: that, and the largest value
+    if file.format == "PPM" and not isinstance(layout, str):
+        return layout[1].bit_length()
+    return 16 if isinstance(layout, str) and layout.endswith(";16B") else 8
 
 
 def _square(picture: object) -> tuple[float, float, float, float]:
@@ -74,21 +115,18 @@ def _square(picture: object) -> tuple[float, float, float, float]:
     return left, top, left + side, top + side
 
 
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
 def probe(path: Path | str) -> tuple[int, int, bool]:
-    """Width, height and whether grey, from the header alone."""
-    from PIL import Image
+    """Width, height and whether grey; of most files from the header alone."""
+    from PIL import ImageOps
 
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            turned = file.getexif().get(ORIENTATION) in TURNED
-            return (height, width, file.mode in GREY) if turned else (width, height, file.mode in GREY)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be decoded as an image ({_short(error)})") from None
+    def about(file: Any) -> tuple[int, int, bool]:
+        width, height = file.size
+        if file.getexif().get(ORIENTATION) in TURNED:
+            # some versions of Pillow give a TIFF's size as it is turned, others as it is stored
+            width, height = ImageOps.exif_transpose(file).size if file.format == "TIFF" else (height, width)
+        return width, height, file.mode in GREY
+
+    return _use(path, about)
 
 
 @dataclass(frozen=True)
@@ -127,24 +165,78 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda entry: (int(entry.name) if numbers else 0, entry.name))
 
 
-def images_of(folder: Path) -> list[str]:
-    """Image files below `folder`, by name; other files are counted in a line on stderr."""
-    # a link to a file that is gone is no image to leave out: decoding says so
-    entries = (path for path in folder.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
-    files = sorted(path for path in entries if not path.name.startswith("."))
-    found = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
-    if len(found) < len(files):
-        print(f"{folder}: {len(files) - len(found)} files are no images and are left out", file=sys.stderr)
-    return found
+@dataclass
+class Walk:
+    """One pass over a source: the folders seen, so that none is read twice, and the files that are no images."""
+
+    seen: dict[tuple[int, int], Path] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
+
+    def files(self, folder: Path) -> Iterator[Path]:
+        """Everything below `folder` that is no folder and not hidden, by name; a folder met before is a ValueError."""
+        about = folder.stat()
+        before = self.seen.setdefault((about.st_dev, about.st_ino), folder)
+        if before is not folder:
+            raise ValueError(f"{folder} is a link to {before}, so that images would be read twice: remove it")
+        for entry in sorted(folder.iterdir()):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from self.files(entry)
+            else:
+                yield entry
+
+    def images(self, folder: Path) -> list[str]:
+        """The image files below `folder`; a link to one that is gone is among them, for decoding to say so."""
+        found = []
+        for path in self.files(folder):
+            fits = path.suffix.lower() in SUFFIXES and (path.is_file() or path.is_symlink())
+            (found if fits else self.others).append(path)
+        return [str(path) for path in found]
+
+    def classes(self, folder: Path) -> dict[str, list[str]]:
+        """Image files by class, in `folder`; a class without any, and images of no class, are a ValueError."""
+        beside = [entry for entry in sorted(folder.iterdir()) if not entry.is_dir() and not entry.name.startswith(".")]
+        loose = [entry.name for entry in beside if entry.suffix.lower() in SUFFIXES]
+        if loose:
+            raise ValueError(
+                f"{folder} holds {len(loose):,} images outside of the folders of classes, such as {loose[0]}: expected {LAYOUT}"
+            )
+        self.others += beside
+        classes = {entry.name: self.images(entry) for entry in class_folders(folder)}
+        empty = [name for name, files in classes.items() if not files]
+        if empty:
+            raise ValueError(f"{folder / empty[0]} holds no images ({', '.join(SUFFIXES)}): remove it or fill it")
+        _refuse_alike(folder, list(classes))
+        return classes
+
+    def say(self, source: Path) -> None:
+        """Name the files that are no images, on stderr."""
+        if self.others:
+            kinds = Counter(path.suffix.lower() or path.name for path in self.others)
+            listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+            print(
+                f"{source}: {len(self.others)} files are no images and are left out ({listed}; such as {self.others[0]})",
+                file=sys.stderr,
+            )
 
 
-def listed(folder: Path) -> dict[str, list[str]]:
-    """Image files by class, in `folder`; a class without any is a ValueError."""
-    classes = {entry.name: images_of(entry) for entry in class_folders(folder)}
-    empty = [name for name, files in classes.items() if not files]
-    if empty:
-        raise ValueError(f"{folder / empty[0]} holds no images ({', '.join(SUFFIXES)}): remove it or fill it")
-    return classes
+def spelling(name: str) -> str:
+    """The name of a class without what the eye, or another file system, does not tell apart."""
+    if name.isdecimal():
+        return str(int(name))
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _refuse_alike(folder: Path, names: list[str]) -> None:
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(spelling(name), name)
+        if other != name:
+            raise ValueError(
+                f"{folder} holds the classes {other!a} and {name!a}, which differ in case, spaces, zeros or spelling of "
+                "accents alone: rename one, or put their images into one folder"
+            )
 
 
 def rows_of(classes: dict[str, list[str]], names: list[str]) -> tuple[list[str], np.ndarray]:
@@ -154,7 +246,7 @@ def rows_of(classes: dict[str, list[str]], names: list[str]) -> tuple[list[str],
     return [path for path, _ in pairs], np.array([label for _, label in pairs], np.int64)[:, None]
 
 
-def find_splits(source: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
+def find_splits(source: Path, walk: Walk) -> tuple[dict[str, dict[str, list[str]]], str]:
     """Image files by split and class, and how they were split: as the folders say, or 80 % of each class."""
     if not source.is_dir():
         raise FileNotFoundError(f"--source {source} is no folder: expected {LAYOUT}")
@@ -164,9 +256,11 @@ def find_splits(source: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
     if given:
         left = [entry.name for entry in class_folders(source) if entry.name not in SPLITS]
         how = "as in the source" + (f"; {', '.join(left)} left out" if left else "")
-        found = {split: listed(source / split) for split in SPLITS}
+        walk.others += [path for path in sorted(source.glob("[!.]*")) if not path.is_dir()]
+        found = {split: walk.classes(source / split) for split in SPLITS}
     else:
-        found, how = _cut(_listed_without_split(source)), f"{TRAIN_FRACTION:.0%} of each class train by a fixed seed"
+        _refuse_parts(source)
+        found, how = _cut(walk.classes(source)), f"{TRAIN_FRACTION:.0%} of each class train by a fixed seed"
     for split, classes in found.items():
         if not any(classes.values()):
             single = not given and any(found["train"].values())
@@ -175,17 +269,11 @@ def find_splits(source: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
     return found, how
 
 
-def _listed_without_split(source: Path) -> dict[str, list[str]]:
-    """Image files by class in a folder without train/ and test/; folders that look like a split are no classes."""
+def _refuse_parts(source: Path) -> None:
+    """Folders that look like a split are no classes."""
     names = [entry.name for entry in class_folders(source)]
     if names and all(name.lower() in PARTS for name in names):
         raise ValueError(f"{source} holds {'/ and '.join(names)}/, which look like parts of a set: expected {LAYOUT}")
-    loose = [path.name for path in source.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES]
-    if loose:
-        raise ValueError(
-            f"{source} holds {len(loose):,} images outside of the folders of classes, such as {min(loose)}: expected {LAYOUT}"
-        )
-    return listed(source)
 
 
 def _cut(classes: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
@@ -218,16 +306,28 @@ def measure(source: Path, paths: list[str], size: int | None) -> tuple[int, int,
 
 def load_classes(source: Path, size: int | None) -> Loaded:
     """Images of your own, a folder a class; with `size`, resized and cropped to size x size."""
-    found, how = find_splits(source)
+    walk = Walk()
+    found, how = find_splits(source, walk)
+    walk.say(source)
     names = list(found["train"])
     strange = [name for name in found["test"] if name not in names]
     if strange:
-        raise ValueError(f"{source}/test holds the class {strange[0]!r}, which train/ does not: expected {LAYOUT}")
+        alike = [name for name in names if spelling(name) == spelling(strange[0])]
+        than = f"does not, but {alike[0]!a}" if alike else "does not"
+        raise ValueError(f"{source}/test holds the class {strange[0]!a}, which train/ {than}: expected {LAYOUT}")
     rows = {split: rows_of(classes, names) for split, classes in found.items()}
     shape = measure(source, [path for paths, _ in rows.values() for path in paths], size)
     way = "exact" if size is None else "crop"
     splits = {split: Pictures(paths, shape, way).raw(labels) for split, (paths, labels) in rows.items()}
     return Loaded(splits, how, attributes={"class": len(names)}, class_names={"class": tuple(names)})
+
+
+def mark_of_classes(source: Path) -> str:
+    """What tells whether a folder of classes still holds the same: the names and sizes of its images."""
+    found, _ = find_splits(source, Walk())
+    paths = [Path(path) for classes in found.values() for files in classes.values() for path in files]
+    content = sorted([str(path.relative_to(source)), path.stat().st_size] for path in paths if path.exists())
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -245,7 +345,9 @@ def load_mini_imagenet(source: Path) -> Loaded:
     expected = MINI_PLACE.format(root="data")
     if not all((source / split).is_dir() for split in SPLITS):
         raise FileNotFoundError(f"{source} holds no train/ and test/ with a folder a class: {expected}")
-    classes = {split: listed(source / split) for split in SPLITS}
+    walk = Walk()
+    classes = {split: walk.classes(source / split) for split in SPLITS}
+    walk.say(source)
     names = list(classes["train"])
     if not set(names) & set(classes["test"]):
         raise ValueError(

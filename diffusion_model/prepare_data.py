@@ -12,9 +12,11 @@ goes on where it stopped.
 
 An .npz holds images and labels, or train_images, train_labels, test_images and test_labels; images are uint8 [N, H, W],
 [N, H, W, C] or [N, C, H, W], labels integers [N] or [N, A], with names for the columns in attributes if wished. A .npy
-holds images, their labels lie beside it in FILE_labels.npy. A folder holds train/CLASS/ and test/CLASS/, or CLASS/, with
-image files of one size, or of any sizes with --size: the shorter side is resized to it and the middle square kept.
-Without a split, 80 % train by a fixed seed.
+holds images, their labels lie beside it in FILE_labels.npy. The values of a label become classes from 0 without gaps, in
+their order. A folder holds train/CLASS/ and test/CLASS/, or CLASS/, with image files of one size, or of any sizes with
+--size: the shorter side is resized to it and the middle square kept. Files are JPEG, PNG, BMP, WebP, TIFF, PGM or PPM, of
+one frame and 8 bits a channel; hidden files and folders are skipped and links followed. Without a split, 80 % train by a
+fixed seed.
 """
 
 from collections.abc import Sequence
@@ -55,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         attributes = ", ".join(f"{name} ({classes})" for name, classes in held.attributes.items()) or "no labels"
         if len(held.attributes) > 8:
             attributes = f"{len(held.attributes)} attributes"
-        print(
-            f"{folder / split}: {len(held):,} images {'x'.join(map(str, held.shape))}, {attributes}, sha256 {held.hash[:12]}"
-        )
+        shared = held.meta.get("also_in_train")
+        again = f", {shared:,} of them also in train" if shared else ""
+        shape = "x".join(map(str, held.shape))
+        print(f"{folder / split}: {len(held):,} images {shape}{again}, {attributes}, sha256 {held.hash[:12]}")
     return 0
 
 

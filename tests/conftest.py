@@ -1,7 +1,11 @@
 """Shared by all tests: what a machine lacks is skipped, and arithmetic is the same on all of them."""
 
+import builtins
+import errno
+import io
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +41,31 @@ def pytest_collection_modifyitems(items):
 def own_data(monkeypatch, tmp_path):
     """No test reads or writes the data sets of the machine it runs on."""
     monkeypatch.setenv("DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """A function that makes a folder refuse every write from then on, also to root."""
+
+    def refuse(folder):
+        def guarded(whole, writes):
+            def call(path, *given, **options):
+                inside = isinstance(path, str | os.PathLike) and Path(path).resolve().is_relative_to(folder)
+                if inside and writes(*given, **options):
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+                return whole(path, *given, **options)
+
+            return call
+
+        opened = guarded(io.open, lambda mode="r", *_, **__: bool({*mode} & {*"wax+"}))
+        for module in (io, builtins):
+            monkeypatch.setattr(module, "open", opened)
+        changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+        monkeypatch.setattr(os, "open", guarded(os.open, lambda flags, *_, **__: bool(flags & changing)))
+        for name in ("mkdir", "unlink", "rename", "replace"):
+            monkeypatch.setattr(os, name, guarded(getattr(os, name), lambda *_, **__: True))
+
+    return refuse
 
 
 @pytest.fixture

@@ -166,6 +166,105 @@ def test_labels_out_of_range_on_disk_are_refused(tmp_path):
         data.open_split("mine", "train", tmp_path)
 
 
+def by_hand(folder, labels=((0, 1, 2), (0, 1, 2)), shapes=((1, 4, 4), (1, 4, 4)), **meta):
+    """A prepared set that somebody wrote; the fields of meta are one for both splits, or a pair."""
+    about = {"attributes": {"label": 3}, "hash": "0"} | meta
+    for index, split in enumerate(data.SPLITS):
+        own = {name: value[index] if isinstance(value, tuple) else value for name, value in about.items()}
+        held = {
+            "images": np.zeros((len(labels[index]), *shapes[index]), np.uint8),
+            "labels": np.array(labels[index])[:, None],
+        }
+        arrays.write_folder(folder / "mine" / split, data.KIND, held, **own)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"shapes": ((3, 16, 16), (3, 8, 8))}, "images of train are 3x16x16, those of test 3x8x8, expected one shape: remove"),
+        ({"shapes": ((3, 4, 4), (1, 4, 4))}, "images of train are 3x4x4, those of test 1x4x4"),
+        ({"attributes": ({"label": 3}, {"label": 4})}, "train and test differ in their attributes: remove"),
+        ({"attributes": ({"label": 3}, {"kind": 3})}, "train and test differ in their attributes"),
+        ({"class_names": ({"label": ["a", "b", "c"]}, {"label": ["a", "c", "b"]})}, "train and test differ in their class_names"),
+        ({"attributes": {"label": 5}, "labels": ((1, 2, 3, 4), (1, 2, 3, 4))},
+         "'label' has 5 classes, and images of 4, with labels from 1 to 4: number them from 0 without gaps"),
+        ({"attributes": {"label": 4}, "labels": ((0, 1), (3, 0))}, "'label' has 4 classes, and images of 3"),
+        ({"labels": ((0, 1, 2), (0, 1, 3))}, "test: labels of 'label' run from 0 to 3, expected 0 to 2"),
+        ({"attributes": {"label": "3"}}, "meta.json: attributes.label is \"3\", expected an integer: remove"),
+        ({"attributes": [3]}, "meta.json: attributes is [3], expected an object: remove"),
+        ({"hash": 0}, "meta.json: hash is 0, expected a string: remove"),
+    ],
+)  # fmt: skip
+def test_splits_that_do_not_belong_together_are_refused(tmp_path, given, sentence):
+    by_hand(tmp_path, **given)
+    for split in data.SPLITS:
+        with pytest.raises(ValueError) as said:
+            data.open_split("mine", split, tmp_path)
+        assert sentence in str(said.value)
+        if sentence.endswith("remove"):
+            assert str(said.value).endswith("mine and run `python diffusion_model/prepare_data.py mine` again")
+
+
+def test_a_class_that_is_named_may_be_without_an_image(tmp_path):
+    by_hand(tmp_path, labels=((0, 2), (2, 0)), class_names={"label": ["a", "b", "c"]})
+    assert data.open_split("mine", "train", tmp_path).attributes == {"label": 3}
+    by_hand(tmp_path, labels=((0, 1), (2, 0)))
+    assert data.open_split("mine", "test", tmp_path).attributes == {"label": 3}
+
+
+def test_splits_of_two_shapes_are_refused_before_anything_is_written(tmp_path, capsys):
+    sizes = {"train_images": np.zeros((4, 3, 16, 16), np.uint8), "test_images": np.zeros((4, 3, 8, 8), np.uint8)}
+    np.savez(tmp_path / "a.npz", **sizes)
+    status, sentence = fail(["mine", "--source", tmp_path / "a.npz", "--data", tmp_path / "data"], capsys)
+    assert (status, "images of train are 3x16x16, those of test 3x8x8, expected one shape" in sentence) == (1, True)
+    assert not (tmp_path / "data" / "mine").exists()
+
+
+def test_labels_become_classes_from_0_without_gaps(tmp_path, capsys):
+    """Labels 1 to 4 are four classes, also where a split lacks one; meta.json tells the value of each."""
+    images = np.arange(128, dtype=np.uint8).reshape(8, 4, 4)
+    labels = {"train_labels": [1, 2, 4, 1, 9, 2], "test_labels": [2, 3]}
+    np.savez(tmp_path / "a.npz", train_images=images[:6], test_images=images[6:], **labels)
+    prepare_data.main(["mine", "--source", str(tmp_path / "a.npz"), "--data", str(tmp_path)])
+    train, test = (data.open_split("mine", split, tmp_path) for split in data.SPLITS)
+    assert train.attributes == test.attributes == {"label": 5}
+    known = dict(zip((images[:, 0, 0] // 16).tolist(), [0, 1, 3, 0, 4, 1, 1, 2], strict=True))
+    for split in (train, test):
+        assert [known[pixel // 16] for pixel in split.images[:, 0, 0, 0].tolist()] == split.labels[:, 0].tolist()
+    assert train.meta["class_names"] == test.meta["class_names"] == {"label": ["1", "2", "3", "4", "9"]}
+    said = capsys.readouterr().err
+    assert "labels of 'label' have 5 values from 1 to 9, which become the classes 0 to 4" in said
+    assert "mine: 1 of 5 classes of 'label' have no train images: 3\n" in said
+    assert "mine: 3 of 5 classes of 'label' have no test images: 1, 4, 9\n" in said
+
+
+def test_a_single_class_is_said(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.zeros(5, int))
+    data.prepare("mine", tmp_path, tmp_path / "a.npz")
+    assert "mine: 'label' has one class, so that nothing can be told apart by it" in capsys.readouterr().err
+
+
+def test_images_in_both_splits_are_counted(tmp_path, capsys):
+    images = np.arange(160, dtype=np.uint8).reshape(10, 4, 4)
+    np.savez(tmp_path / "a.npz", train_images=images[:7], test_images=images[[8, 2, 9, 2, 6]])
+    for _ in range(2):  # also when nothing is left to do
+        prepare_data.main(["mine", "--source", str(tmp_path / "a.npz"), "--data", str(tmp_path)])
+        assert "mine/test: 5 images 1x4x4, 3 of them also in train, no labels" in capsys.readouterr().out
+    assert data.open_split("mine", "test", tmp_path).meta["also_in_train"] == 3
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["tidy", "with what a kill left"])
+def test_a_prepared_set_needs_no_writing(root, tmp_path, left, read_only, capsys):
+    copy_of(root, tmp_path)
+    if left:
+        (tmp_path / "synthetic16/test/.images.npy.done").write_text("")
+    read_only(tmp_path)
+    with pytest.raises(OSError, match="Read-only"):
+        (tmp_path / "new").write_text("")
+    prepare_data.main(["synthetic16", "--data", str(tmp_path)])
+    assert "4,000 images 3x16x16" in capsys.readouterr().out
+
+
 def test_preparing_twice_changes_nothing(root):
     before = (root / "synthetic16/train/meta.json").stat().st_mtime_ns
     data.prepare("synthetic16", root)
@@ -261,6 +360,39 @@ def test_files_placed_beside_the_prepared_folders_are_found(idx_folder, tmp_path
     (tmp_path / "data").mkdir()
     idx_folder.rename(tmp_path / "data" / "mnist")
     assert len(data.open_split("mnist", "test", tmp_path / "data")) == 4
+
+
+def test_a_relative_source_is_the_one_of_where_one_stood(tmp_path, monkeypatch, capsys):
+    for name, grey in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "own.npz", images=np.full((5, 4, 4), grey, np.uint8))
+    command = ["mine", "--source", "own.npz", "--data", str(tmp_path / "data")]
+    monkeypatch.chdir(tmp_path / "a")
+    prepare_data.main(command)
+    prepare_data.main(command)
+    monkeypatch.chdir(tmp_path / "b")
+    status, sentence = fail(command, capsys)
+    assert (status, f"was prepared from {tmp_path / 'a' / 'own.npz'}: remove it to prepare it from" in sentence) == (
+        1,
+        True,
+    )
+    prepare_data.main(["mine", "--source", "../a/own.npz", "--data", str(tmp_path / "data")])
+
+
+def test_a_source_that_has_changed_is_said(tmp_path):
+    """The same path with other content is another set; a source that is gone leaves what was prepared as it is."""
+    source = tmp_path / "own.npy"
+    np.save(source, IMAGES)
+    data.prepare("mine", tmp_path, source)
+    np.save(source, IMAGES + 1)
+    with pytest.raises(ValueError, match=r"was prepared from .*own.npy when that held other files: remove it"):
+        data.prepare("mine", tmp_path, source)
+    np.save(source, IMAGES)
+    np.save(tmp_path / "own_labels.npy", np.arange(5))
+    with pytest.raises(ValueError, match="when that held other files"):
+        data.prepare("mine", tmp_path, source)
+    source.unlink()
+    data.prepare("mine", tmp_path, source)
 
 
 def test_another_source_is_refused(idx_folder, tmp_path, monkeypatch):
@@ -527,6 +659,11 @@ IMAGES = np.zeros((5, 8, 8), np.uint8)
         ({"images": IMAGES.astype(np.float32)}, "images are float32, expected uint8"),
         ({"images": np.zeros((5, 8, 8, 2), np.uint8)}, r"shape \[5, 8, 8, 2\], expected \[N, H, W\]"),
         ({"images": np.zeros((5, 8), np.uint8)}, r"shape \[5, 8\], expected \[N, H, W\]"),
+        ({"images": np.array(5, np.uint8)}, "holds 1 images, expected at least 3"),
+        (
+            {"images": IMAGES, "labels": np.full(5, np.nan)},
+            r"float64 \[5\], expected integers .* images: number the classes 0",
+        ),
         ({"images": IMAGES, "labels": np.zeros(4, int)}, r"labels are int64 \[4\], expected integers \[N\] or"),
         ({"images": IMAGES, "labels": np.zeros(5)}, r"labels are float64 \[5\], expected integers"),
         ({"images": IMAGES, "labels": np.full(5, -1)}, "labels run from -1, expected 0"),
@@ -545,6 +682,12 @@ def test_wrong_arrays_of_ones_own(tmp_path, content, sentence):
     np.savez(tmp_path / "a.npz", **content)
     with pytest.raises(ValueError, match=sentence):
         data.prepare("mine", tmp_path, tmp_path / "a.npz")
+
+
+def test_arrays_that_are_not_used_are_named(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", images=IMAGES, label=np.arange(5))
+    data.prepare("mine", tmp_path, tmp_path / "a.npz")
+    assert "a.npz: label left out, expected images and labels, or train_images" in capsys.readouterr().err
 
 
 def test_wrong_files_of_ones_own(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The distance of a file of images: what it writes, that it is what the features give, and what it refuses."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,21 @@ def test_of_a_sorted_file_both_halves_are_drawn(dots, tmp_path) -> None:
     assert 8 < (drawn[:, 0, 0, 0] > 0).sum() < 22
     assert np.array_equal(drawn, again) and not np.array_equal(drawn, other)
     assert np.array_equal(measure_samples.read_images(tmp_path / "sorted.npy", dots, None, 0), images)
+
+
+def test_data_that_cannot_be_written_serves_as_well(dots, tmp_path, read_only, capsys) -> None:
+    """The distance is the same, and that the reference is not kept is said."""
+    np.save(tmp_path / "made.npy", dots.images[:100])
+    command = (measure_samples, tmp_path / "made.npy", "dots", "--features", "classifier")
+    assert run(*command) == 0
+    shutil.rmtree(tmp_path / "data" / "dots" / "features")
+    path = tmp_path / "distances" / "features=classifier" / "samples=made.json"
+    plain = results.read_cell(path)
+    path.unlink()
+    read_only(tmp_path / "data")
+    assert run(*command) == 0
+    assert f"the reference cannot be kept in {tmp_path / 'data' / 'dots'}" in capsys.readouterr().err
+    assert results.read_cell(path).value == plain.value
 
 
 def test_a_reference_of_others(dots, tmp_path, capsys) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -429,15 +430,175 @@ def test_kinds_of_pixels(tmp_path):
     with pytest.raises(ValueError, match=r"clear.png has transparent pixels: put it on a background"):
         read("clear.png")
     save(tmp_path / "deep.png", noise(6, 5).astype(np.uint16) * 256)
-    with pytest.raises(ValueError, match=r"deep.png has pixels of kind I;16, expected 8 bits a channel"):
+    with pytest.raises(ValueError, match=r"deep.png has 16 bits a channel, expected 8: scale"):
         read("deep.png")
     with pytest.raises(ValueError, match=r"opaque.png has 5 x 6 pixels, expected 9 x 9: give --size"):
         pictures.decode(tmp_path / "opaque.png", (3, 9, 9), "exact")
 
 
+def write_png(path, pixels, kind, size=None):
+    """A PNG of 16 bits a channel; `size` is what its header says, whatever it holds."""
+    width, height = size or pixels.shape[1::-1]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ))  # fmt: skip
+
+
+def deep_tiff(path):
+    """A colour TIFF of 16 bits a channel, made of one of 8 bits and twice the width."""
+    Image.fromarray(noise(6, 10, 3)).save(path)
+    content = path.read_bytes().replace(b"\x08\0" * 3, b"\x10\0" * 3)
+    for kind, width in ((3, 2), (4, 4)):  # of the field of the width
+        content = content.replace(
+            struct.pack("<HHI", 256, kind, 1) + (10).to_bytes(width, "little"),
+            struct.pack("<HHI", 256, kind, 1) + (5).to_bytes(width, "little"),
+        )
+    path.write_bytes(content)
+
+
+def frames(path, form):
+    """A file of three pictures."""
+    first, *more = (Image.fromarray(np.full((6, 5, 3), 60 * index, np.uint8)) for index in range(3))
+    first.save(path, form, save_all=True, append_images=more)
+
+
+RAMP = np.linspace(0, 4095, 90).astype(np.uint16).reshape(6, 5, 3)  # 12 bits
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "sentence"),
+    [
+        ("deep.png", lambda path: write_png(path, RAMP, 2), "has 16 bits a channel, expected 8: scale it to 0..255 first"),
+        ("grey.png", lambda path: write_png(path, RAMP[..., 0], 0), "has 16 bits a channel"),
+        ("alpha.png", lambda path: write_png(path, RAMP[..., :2], 4), "has 16 bits a channel"),
+        ("deep.tif", deep_tiff, "has 16 bits a channel"),
+        ("deep.ppm", lambda path: path.write_bytes(b"P6 5 6 4095\n" + RAMP.astype(">u2").tobytes()), "has 12 bits a channel"),
+        ("float.tif", lambda path: Image.fromarray(np.zeros((6, 5), np.float32)).save(path), "has 32 bits a channel"),
+        ("lab.tif", lambda path: Image.new("LAB", (5, 6)).save(path), "has pixels of kind LAB, expected 8 bits a channel"),
+        ("signed.tif", lambda path: Image.new("L", (5, 6)).save(path, tiffinfo={339: 2}), "has pixels of kind signed integers"),
+        ("infrared.tif", lambda path: Image.new("RGBX", (5, 6)).save(path), "has 4 samples a pixel, of which RGB keeps 3"),
+        ("pages.tif", lambda path: frames(path, "TIFF"), "holds 3 frames or pages, expected one"),
+        ("moving.png", lambda path: frames(path, "PNG"), "holds 3 frames or pages"),
+        ("moving.webp", lambda path: frames(path, "WEBP"), "holds 3 frames or pages"),
+        ("views.jpg", lambda path: frames(path, "MPO"), "holds 3 frames or pages"),
+        ("a.png", lambda path: Image.new("RGB", (5, 6)).save(path, "EPS"), "expected BMP, JPEG, PNG, PPM, TIFF, WEBP"),
+        ("b.png", lambda path: Image.new("RGB", (5, 6)).save(path, "GIF"), "expected BMP, JPEG, PNG, PPM, TIFF, WEBP"),
+        ("bomb.png", lambda path: write_png(path, RAMP, 2, (10_000, 12_000)), "DecompressionBomb"),
+    ],
+)  # fmt: skip
+def test_what_pillow_would_cut_or_leave_out_is_refused(tmp_path, name, make, sentence):
+    """Before a picture is decoded, and from its header alone."""
+    path = tmp_path / name
+    make(path)
+    for read in (pictures.probe, lambda given: pictures.decode(given, (3, 6, 5), "exact")):
+        with pytest.raises(ValueError, match=f"^{path} ") as said:
+            read(path)
+        assert sentence in str(said.value)
+
+
+def test_what_8_bits_hold_is_read_whole(tmp_path):
+    """A largest value below 255 is stretched to it; a TIFF that is turned has the size that it is turned to."""
+    pixels = noise(6, 5, 3) % 16
+    (tmp_path / "shallow.ppm").write_bytes(b"P6 5 6 15\n" + pixels.tobytes())
+    found = pictures.decode(tmp_path / "shallow.ppm", (3, 6, 5), "exact")
+    assert np.array_equal(found, 17 * pixels.transpose(2, 0, 1))
+    turned = Image.Exif()
+    turned[pictures.ORIENTATION] = 6
+    Image.fromarray(np.rot90(pixels).copy()).save(tmp_path / "turned.tif", exif=turned)
+    assert pictures.probe(tmp_path / "turned.tif") == (5, 6, False)
+    found = pictures.decode(tmp_path / "turned.tif", (3, 6, 5), "exact")
+    assert np.array_equal(found, pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Truncated File")
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "webp", "tif", "ppm"])
+def test_a_file_that_is_cut_is_refused_or_whole(tmp_path, ending):
+    whole, path = tmp_path / f"whole.{ending}", tmp_path / f"cut.{ending}"
+    save(whole, noise(12, 12, 3))
+    content, pixels = whole.read_bytes(), pictures.decode(whole, (3, 12, 12), "exact")
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        try:
+            assert np.array_equal(pictures.decode(path, (3, 12, 12), "exact"), pixels)
+        except ValueError as error:
+            assert str(error).startswith(f"{path} cannot be decoded as an image (")
+
+
+def test_hidden_folders_are_skipped_and_links_are_followed(tmp_path, capsys):
+    """Each image once: not its thumbnail, and not the copy that an editor keeps."""
+    write_classes(tmp_path / "in", {"a": 5, "b": 5})
+    write_classes(tmp_path / "in" / "a", {".ipynb_checkpoints": 5, ".thumbnails": 5})
+    write_classes(tmp_path / "in", {".cache": 3})
+    write_classes(tmp_path / "elsewhere", {"more": 3, "c": 5})
+    (tmp_path / "in" / "b" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    (tmp_path / "in" / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    (tmp_path / "in" / "b" / "notes.txt").write_text("")
+    (tmp_path / "in" / "b" / "clip.gif").write_text("")
+    os.mkfifo(tmp_path / "in" / "a" / "pipe.png")
+    train, test = prepare("mine", tmp_path / "in", tmp_path / "data")
+    assert train.meta["class_names"] == {"class": ["a", "b", "c"]}
+    assert (np.bincount(train.labels[:, 0]) + np.bincount(test.labels[:, 0])).tolist() == [5, 8, 5]
+    said = capsys.readouterr().err
+    assert (
+        f"3 files are no images and are left out (1 .png, 1 .gif, 1 .txt; such as {tmp_path / 'in/a/pipe.png'})" in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "sentence"),
+    [
+        ("a/loop", "../a", "/in/a/loop is a link to .*/in/a, so that images would be read twice: remove it"),
+        ("a/up", "../..", "is a link to|read twice"),
+        ("b/same", "../a", "/in/b/same is a link to .*/in/a,"),
+        ("c", "a", "/in/c is a link to .*/in/a,"),
+    ],
+)
+def test_a_folder_that_is_reached_twice_is_refused(tmp_path, link, target, sentence):
+    write_classes(tmp_path / "in", {"a": 5, "b": 5})
+    (tmp_path / "in" / link).symlink_to(target)
+    with pytest.raises(ValueError, match=sentence):
+        data.prepare("mine", tmp_path / "data", tmp_path / "in")
+
+
+@pytest.mark.parametrize("pair", [("Cat", "cat"), ("cat", "cat "), ("caf\u00e9", "cafe\u0301"), ("1", "01")])
+def test_names_of_classes_that_look_alike_are_refused(tmp_path, pair):
+    write_classes(tmp_path / "in", dict.fromkeys(pair, 2))
+    with pytest.raises(ValueError, match="differ in case, spaces, zeros or spelling of accents alone: rename one"):
+        data.prepare("mine", tmp_path / "data", tmp_path / "in")
+    for split, name in zip(data.SPLITS, pair, strict=True):
+        write_classes(tmp_path / "two" / split, {name: 2})
+    with pytest.raises(ValueError, match="test holds the class ") as said:
+        data.prepare("mine", tmp_path / "data", tmp_path / "two")
+    assert f"the class {pair[1]!a}, which train/ does not, but {pair[0]!a}: expected" in str(said.value)
+
+
+def test_a_class_without_test_images_is_said(tmp_path, capsys):
+    write_classes(tmp_path / "in", {"a": 5, "b": 1, "c": 1})
+    prepare("mine", tmp_path / "in", tmp_path / "data")
+    assert "mine: 2 of 3 classes of 'class' have no test images: b, c\n" in capsys.readouterr().err
+
+
+def test_a_folder_that_has_changed_is_said(tmp_path):
+    write_classes(tmp_path / "in", {"a": 5, "b": 5})
+    data.prepare("mine", tmp_path / "data", tmp_path / "in")
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    data.prepare("mine", tmp_path / "data", tmp_path / "in")
+    write_classes(tmp_path / "in", {"c": 5})
+    with pytest.raises(ValueError, match=r"was prepared from .*in when that held other files: remove it"):
+        data.prepare("mine", tmp_path / "data", tmp_path / "in")
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
+        (lambda folder: [write_classes(folder / split, {"a": 2}) for split in (".", "train", "test", "train")] and save(
+            folder / "train" / "x.png", noise(8, 8, 3)), "train holds 1 images outside of the folders of classes, such as x.png"),
         (lambda folder: folder.mkdir(), "holds no images for train: expected train/CLASS/ and test/CLASS/"),
         (lambda folder: write_classes(folder / "train", {"a": 2}), "holds train/ alone: expected train/CLASS/"),
         (lambda folder: (write_classes(folder, {"a": 2}), (folder / "b").mkdir()), "/b holds no images (.jpg"),
@@ -578,6 +739,41 @@ def test_killed_and_run_again_equals_uninterrupted(uninterrupted, tmp_path, wher
     prepare_data.main([*command, "--workers", "1"])
     assert content(tmp_path / "data") == whole
     assert LEFT[where] <= len(decoded) <= LEFT[where] + 8  # a few more are looked at for their shape
+
+
+def test_what_a_kill_after_the_last_write_left_goes_with_the_next_run(uninterrupted, tmp_path, monkeypatch):
+    source, whole = uninterrupted
+    command = ["mine", "--source", str(source), "--workers", "1", "--data", str(tmp_path / "data")]
+    monkeypatch.setitem(KILLS, "sealed", (data, "_clear", 2))
+    process = multiprocessing.get_context("fork").Process(target=killed, args=("sealed", command))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert list((tmp_path / "data").rglob(".images.npy.done"))
+    own = tmp_path / "data" / "mine" / "train" / ".mine.tmp"  # a name that is not of ours
+    own.write_text("")
+    prepare_data.main(command)
+    assert own.exists()
+    own.unlink()
+    assert content(tmp_path / "data") == whole
+
+
+def test_what_a_kill_left_is_no_want_of_space(many, tmp_path, monkeypatch):
+    """It is removed before the space is counted; so is what was decoded of a source that is none any more."""
+    np.savez(tmp_path / "a.npz", images=noise(6, 8, 8))
+    folder = tmp_path / "data" / "mine" / "train"
+    folder.mkdir(parents=True)
+    for name in (".images.npy.x.tmp", ".labels.npy.y.tmp", ".meta.json.z.tmp", ".images.npy.part"):
+        (folder / name).write_bytes(b"left")
+    free = data.shutil.disk_usage
+
+    def usage(path):
+        assert not list(folder.glob("*.tmp"))
+        return free(path)
+
+    monkeypatch.setattr(data.shutil, "disk_usage", usage)
+    data.prepare("mine", tmp_path / "data", tmp_path / "a.npz")
+    assert sorted(path.name for path in folder.iterdir()) == ["images.npy", "labels.npy", "meta.json"]
 
 
 def test_a_changed_file_is_decoded_again(many, tmp_path, monkeypatch):
