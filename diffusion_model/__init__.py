@@ -4,6 +4,7 @@ Doors (*) are the public interface: what the other folders, and you, may import.
 
     arrays*              a folder of arrays: .npy files, and meta.json written last = finished
     results*             a result cell: one JSON, its path lists its key, its content the value and its protocol
+    locks*               one command at a time where two would spoil each other's files
     figures*             one style; every figure as PNG with its numbers beside it as CSV
     experiment*          a command's line, errors, configuration, randomness, device, progress
     ranks* watch         the processes of torchrun share one command's work; a rank that dies is named
@@ -29,7 +30,7 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     features* fid*       images -> features; moments and features -> Frechet and kernel distances
     trajectories*        representations of N images at T times
     readouts encoding    sources of representations; one pass of them over the images, into stores
-    row_files            a large array written by rows, by ranks side by side, resumed where it was killed
+    row_files*           a large array written by rows, by ranks side by side, resumed where it was killed
     checkpoint*          save, resume, load a run
 
 Commands: prepare_data, main (--mode train | eval | sample), representations, list_trajectories, train_features,

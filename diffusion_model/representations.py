@@ -20,7 +20,6 @@ and write what one would. `list_trajectories.py RUN` shows what is there.
 """
 
 import contextlib
-import fcntl
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +28,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import arrays, checkpoint, data, encoding, experiment, moments, ranks, readouts, trajectories
+from diffusion_model import (
+    arrays,
+    checkpoint,
+    data,
+    encoding,
+    experiment,
+    locks,
+    moments,
+    ranks,
+    readouts,
+    trajectories,
+)
 from diffusion_model.experiment import AtLeast
 from diffusion_model.readouts import Readout
 from diffusion_model.score_model import ScoreModel
@@ -92,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         groups = group_sources(args.sources, model)
         if args.compile and (lack := compilation_lacks(device)):
             raise ValueError(f"--compile needs {lack}: leave it out")
-        with exact_products(), alone(args.run):
+        with exact_products(), locks.shared(args.run / "trajectories", "encoded"):
             encode_run(args, model, record, groups)
     return 0
 
@@ -121,22 +131,6 @@ def precision_of(name: str, device: torch.device) -> str:
 def exact_products() -> Iterator[None]:
     """Convolutions in float32 where float32 is asked for: on a GPU they would be done in TF32."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
-        yield
-
-
-@contextlib.contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Hold RUN/trajectories/.lock: a second command on the same stores would write beside this one (ValueError)."""
-    path = run / "trajectories" / ".lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        if ranks.first():
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{run} is being encoded by another process: wait for it or stop it") from None
-            except OSError:
-                pass  # a file system that cannot lock
         yield
 
 

@@ -10,7 +10,6 @@ been written to lately. Whether a run has reached its last step is read from its
 """
 
 import contextlib
-import fcntl
 import os
 import socket
 import time
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_model import arrays, checkpoint
+from diffusion_model import arrays, checkpoint, locks
 
 KIND = "state"
 STATES = ("running", "finished", "stopped", "failed")
@@ -94,7 +93,7 @@ def tracked(run: Path, active: bool = True) -> Iterator[Callable[..., None]]:
         before = now
         mark(run, "running", **facts)
 
-    with _alone(run):
+    with locks.held(run, "trained", f"{locks.REMEDY}, or give another --workdir"):
         try:
             yield note
         except BaseException as error:
@@ -111,28 +110,6 @@ def _leave(run: Path, error: BaseException, facts: dict[str, Any]) -> None:
     stopped = isinstance(error, KeyboardInterrupt)
     with contextlib.suppress(OSError):
         mark(run, "stopped" if stopped else "failed", **facts, **({} if stopped else {"reason": reason}))
-
-
-@contextlib.contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Hold RUN/.lock; a second process that trains the same run would tear its checkpoints apart (ValueError)."""
-    Path(run).mkdir(parents=True, exist_ok=True)
-    handle = os.open(Path(run) / ".lock", os.O_RDWR | os.O_CREAT)  # NFS locks what is open for writing alone
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held = read(run)
-            known = held.get("state") == "running"  # not yet, where the other one has only begun
-            by = f"process {held.get('pid')} on {held.get('host')}" if known else "another process"
-            raise ValueError(
-                f"{run} is being trained by {by}: wait for it or stop it, or give another --workdir"
-            ) from None
-        except OSError:
-            pass  # a file system that cannot lock
-        yield
-    finally:
-        os.close(handle)
 
 
 def read(run: Path) -> dict[str, Any]:

@@ -20,8 +20,7 @@ class Made(NamedTuple):
 
 def beside(folder: Path, key: dict[str, Any]) -> Path:
     """The folder of a cell's arrays, beside its JSON."""
-    path = results.cell_path(folder, **key)
-    return path.with_name(path.name.removesuffix(".json"))
+    return results.folder_beside(results.cell_path(folder, **key))
 
 
 def find(folder: Path, key: dict[str, Any], protocol: dict[str, Any], kind: str) -> Made | None:
@@ -48,6 +47,21 @@ def once(
     except ERRORS as error:
         results.write_cell(folder, key, {"error": str(error)}, protocol)
         raise
-    arrays.write_folder(beside(folder, key), kind, content, key=key)
-    results.write_cell(folder, key, value, protocol)
+    write(folder, key, protocol, kind, value, content)
     return Made(value, content)
+
+
+def write(
+    folder: Path,
+    key: dict[str, Any],
+    protocol: dict[str, Any],
+    kind: str,
+    value: dict[str, Any],
+    content: dict[str, Any],
+) -> None:
+    """Write a cell and its arrays as one: another command writes the whole before or after."""
+
+    def arrays_of(place: Path) -> None:
+        arrays.write_folder(place, kind, content, key=key)
+
+    results.write_cell(folder, key, value, protocol, arrays_of)

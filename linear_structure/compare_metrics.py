@@ -135,13 +135,7 @@ def read(path: Path) -> dict[str, Row]:
         cells = results.read_cells(path, REMEDY)
     else:
         raise FileNotFoundError(f"{path}: no such file or folder; {REMEDY}")
-    rows: dict[str, Row] = {}
-    for cell in cells:
-        name = key_of(cell.key)
-        if name in rows:
-            raise ValueError(f"{path} holds two results with the key {name}: give the folder of one of them")
-        rows[name] = Row(numbers(cell.value), cell.protocol, cell.key)
-    return rows
+    return {key_of(cell.key): Row(numbers(cell.value), cell.protocol, cell.key) for cell in cells}
 
 
 def of_summary(path: Path, content: dict[str, Any]) -> dict[str, Row]:

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import arrays, checkpoint, data, experiment, results
+from diffusion_model import checkpoint, data, experiment, results
 from diffusion_model.experiment import AtLeast
 from diffusion_model.samplers import Denoiser, heun, make_levels
 from diffusion_model.score_model import ScoreModel
@@ -192,8 +192,7 @@ class Study:
         values = collected.comparison.results()
         for name in names:
             key, value = self.key(step, name, level), {"label": self.forms[name].label, **values[name]}
-            arrays.write_folder(cells.beside(self.folder, key), KIND, collected.arrays(name), key=key)
-            results.write_cell(self.folder, key, value, self.protocol_of(name))
+            cells.write(self.folder, key, self.protocol_of(name), KIND, value, collected.arrays(name))
 
     def fail(self, step: int, level: float, names: Iterable[str], error: Exception) -> None:
         """Write what went wrong in place of the cells, which are then tried again by the next command."""

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import arrays, data, moments, ranks
+from diffusion_model import arrays, data, locks, moments, ranks
 from diffusion_model.experiment import AtLeast, Parser, UsageError, launch
 from linear_structure import clusters, decompose, low_rank
 from linear_structure.gaussian import CUT_OFF, UNIT, Gaussian
@@ -113,20 +113,32 @@ def make_statistics(args: Any) -> int:
         split = data.open_split(args.dataset, args.split, data.root(args.data))
         described = {"dataset": split.name, "split": split.split, "data_hash": split.hash, "shape": list(split.shape)}
     wanted = options(args, described)
-    if ranks.from_first(is_there(args.folder, wanted)):
-        if args.npz and not args.npz.is_file():
-            raise ValueError(
-                f"{args.folder} holds these statistics already; --npz {args.npz} needs a new folder beside it"
-            )
-        ranks.say(f"skipped: {args.folder} holds these statistics already")
+    if there_already(args, wanted):
         return 0
+    with locks.shared(args.folder, "written", wait=True):
+        if not there_already(args, wanted):  # another command may have made them meanwhile
+            write_statistics(args, wanted, held, split)
+    return 0
+
+
+def there_already(args: Any, wanted: dict[str, Any]) -> bool:
+    """Whether these statistics are finished, which is said. All ranks call it."""
+    if not ranks.from_first(is_there(args.folder, wanted)):
+        return False
+    if args.npz and not args.npz.is_file():
+        raise ValueError(f"{args.folder} holds these statistics already; --npz {args.npz} needs a new folder beside it")
+    ranks.say(f"skipped: {args.folder} holds these statistics already")
+    return True
+
+
+def write_statistics(args: Any, wanted: dict[str, Any], held: moments.Moments | None, split: data.Split | None) -> None:
+    """Make and write what the options ask for, by all ranks."""
     start = time.monotonic()
     if args.moments is not None and held is None:
         held = of_npz(args.moments, split)
     chooses = {"isotropic": isotropic, "gaussian": gaussian, "mixture": mixture}
     make = of_classes if args.class_conditional else chooses[args.kind]
     make(args, wanted, held, split, start)
-    return 0
 
 
 def options(args: Any, described: dict[str, Any]) -> dict[str, Any]:
@@ -155,9 +167,12 @@ def one(
     chosen: np.ndarray | None = None,
 ) -> tuple[Gaussian, int]:
     """The Gaussian of these moments, or of the images of a split (rows `chosen`), and their number."""
-    dimension = int(np.prod(wanted["shape"]))
-    need, given = decompose.bytes_in_full(dimension) / 2**30, args.memory
-    cut_off = args.cut_off * UNIT
+    dimension, given, cut_off = int(np.prod(wanted["shape"])), args.memory, args.cut_off * UNIT
+    need = decompose.bytes_in_full(dimension) / 2**30
+    if held is None and not args.npz:
+        count = len(split) if chosen is None else len(chosen)
+        if count < dimension and low_rank.bytes_of_rows(count, dimension) <= given * 2**30:
+            return low_rank.by_rows(split.images, args.rank, cut_off, args.spread, chosen, folder, wanted), count
     if held is None and need > given:
         if args.rank is None or args.npz:
             raise UsageError(
@@ -171,8 +186,17 @@ def one(
     if held.count < 2:
         raise ValueError(f"a covariance needs at least 2 images, there are {held.count}")
     if args.npz and ranks.first():
+        refuse_other_npz(args.npz, held)
         moments.write_npz(args.npz, held)
     return Gaussian.fit(held, args.rank, cut_off, args.spread, spend=True), held.count
+
+
+def refuse_other_npz(path: Path, held: moments.Moments) -> None:
+    """Refuse to write --npz over a file of anything else (ValueError)."""
+    if path.is_file():
+        there = moments.read_npz(path)
+        if (there.meta, there.count) != (held.meta, held.count):
+            raise ValueError(f"--npz {path} is there and is of other images: remove it or give another name")
 
 
 def isotropic(args: Any, wanted: dict, held: moments.Moments | None, split: data.Split | None, start: float) -> None:

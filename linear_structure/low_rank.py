@@ -1,4 +1,7 @@
-"""The leading eigenvectors of the covariance of images too large for a covariance: a few streams over the images.
+"""The leading eigenvectors of the covariance of images, without a covariance: of few images, and of images too large.
+
+Few images have their eigenvectors in the singular value decomposition of their rows (`by_rows`): all of them, to rounding.
+Those of images too large for a covariance take a few streams over the images (`randomised`).
 
 Halko, Martinsson & Tropp (2011): with A [D, D] the covariance and Q [D, K] random, orthonormal bases Q of A Q, again and
 again, come to span the leading eigenvectors; those of Q^T A Q [K, K] are then the best within it. K is the rank asked for
@@ -21,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import torch
 
 from diffusion_model import arrays, experiment, passes, ranks
 from diffusion_model.moments import pixels
-from linear_structure.decompose import BLOCK, marginals
+from linear_structure.decompose import BLOCK, PEAK, marginals
 from linear_structure.gaussian import CUT_OFF, UNIT, Gaussian, eigen
 
 OVERSAMPLING = 64
@@ -33,6 +37,34 @@ STEPS = 2  # power iterations after the first product
 KIND = "basis"
 NULL = 1e-12  # of the largest squared length: what lies below is no direction of the images but rounding in float32
 NUMBERS = 2**24  # of a block of rows of Q in float64
+
+
+def bytes_of_rows(count: int, dimension: int) -> int:
+    """Memory that the decomposition of so many rows needs at the worst."""
+    return 8 * PEAK * count * dimension
+
+
+def by_rows(
+    images: np.ndarray,
+    rank: int | None = None,
+    cut_off: float = CUT_OFF * UNIT,
+    spread: bool = False,
+    chosen: np.ndarray | None = None,
+    folder: Path | None = None,
+    key: dict[str, Any] | None = None,
+) -> Gaussian:
+    """The Gaussian of uint8 images (rows `chosen` of them, else all) that are fewer than their pixels.
+
+    N images have N - 1 directions: the left singular vectors of (image - mean) / sqrt(N - 1), [D, N] in float64, whose
+    squared singular values are the variances. folder and key are those of `randomised`. All ranks call it.
+    """
+    count = len(images) if chosen is None else len(chosen)
+    mean, variance = marginals(images, chosen, folder and folder / "marginals", {"images": key})
+    rows = pixels(images, slice(0, count), chosen).double().sub_(mean).div_((count - 1) ** 0.5)
+    U, roots, _ = scipy.linalg.svd(rows.numpy().T, full_matrices=False, overwrite_a=True, check_finite=False)
+    lambdas = torch.from_numpy(roots[: count - 1]).square()
+    kept = min(int((lambdas > cut_off).sum()), count if rank is None else rank)
+    return Gaussian.of_directions(mean, torch.from_numpy(U[:, :kept].copy()), lambdas[:kept].clone(), variance, spread)
 
 
 def randomised(

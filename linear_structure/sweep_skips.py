@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from diffusion_model import arrays, checkpoint, data, experiment, features, ranks, results
+from diffusion_model import arrays, checkpoint, data, experiment, features, locks, ranks, results
 from diffusion_model.experiment import AtLeast
 from diffusion_model.samplers import GRIDS, SAMPLERS, make_levels, steps_within
 from linear_structure import get_parameters, inputs, intervals, mixture, summaries
@@ -169,7 +169,7 @@ def check_recommend(args: Any, chosen: Mapping[str, Sequence[int]]) -> None:
 
 
 def sweep(args: Any, cells: list[Cell], root: Path, device: torch.device) -> int:
-    """Open what the cells need, and make those that are missing or search among them."""
+    """Open what the cells need, and fill the folder."""
     folder = args.run / "sweeps" / (args.name or ("recommend" if args.recommend else "default"))
     given = inputs.open_inputs(args.run, args.params, root, args.step, device, args.process)
     train = given.split("train")
@@ -192,9 +192,6 @@ def sweep(args: Any, cells: list[Cell], root: Path, device: torch.device) -> int
         "kernel_distance": extractor.kernel_distance, "kernel_subset": kernel_subset(args.n, reference),
         "reference": features.mark(args.reference) if args.reference else f"all {len(train)} training images",
     }  # fmt: skip
-    refuse_others(folder, protocol)
-    if ranks.first():
-        keep_reference(folder, reference, args.reference)
     if args.n <= extractor.dimension and ranks.first():
         print(
             f"{args.n} samples for {extractor.dimension} features: these distances are large by bias and to be compared "
@@ -208,8 +205,25 @@ def sweep(args: Any, cells: list[Cell], root: Path, device: torch.device) -> int
         forms["mixture"] = inputs.load_form(args.mixture, given.record, mixture.KIND)
         made.of_kind["mixture"] = {"mixture": inputs.fingerprint(args.mixture)}
 
+    with locks.shared(folder, "swept", f"{locks.REMEDY}, or give another --name"):
+        return fill(args, made, cells, given, forms, extractor)
+
+
+def fill(
+    args: Any,
+    made: Sweep,
+    cells: list[Cell],
+    given: inputs.Inputs,
+    forms: dict[str, ClosedForm],
+    extractor: features.Extractor,
+) -> int:
+    """Make the cells that are missing, or search among them, while no other command does so in this folder."""
+    refuse_others(made.folder, made.protocol)
+    if ranks.first():
+        keep_reference(made.folder, made.reference, args.reference)
+
     def make(cells: list[Cell]) -> list[str]:
-        return made.run(cells, given.model.denoise, forms, given.model.scaling, extractor, device)
+        return made.run(cells, given.model.denoise, forms, given.model.scaling, extractor, given.device)
 
     if args.recommend:
         return recommend(args, made, cells, make, lambda: made.floor(given.split("test"), extractor))
@@ -217,8 +231,8 @@ def sweep(args: Any, cells: list[Cell], root: Path, device: torch.device) -> int
     if not ranks.first():
         return 0  # the first rank tells all that failed
     made.floor(given.split("test"), extractor)
-    done = len(results.read_cells(folder))
-    print(f"{folder}: {done} cells finished" + (f", {len(failed)} failed: {failed[0]}" if failed else ""))
+    done = len(results.read_cells(made.folder))
+    print(f"{made.folder}: {done} cells finished" + (f", {len(failed)} failed: {failed[0]}" if failed else ""))
     return 1 if failed else 0
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ import torch
 from diffusion_model import arrays, data, experiment, features, fid, ranks, results
 from diffusion_model.data import Scaling
 from diffusion_model.moments import Moments, read_npz
+from diffusion_model.row_files import RowFile
 from diffusion_model.samplers import SAMPLERS, Denoiser, evaluations
 from linear_structure import intervals
 from linear_structure.flow import ClosedForm
 
+KIND = "sweep cell"
 SHOWN = 16  # samples kept as images in each cell
 SUBSET = 1000  # samples of one estimate of the kernel distance, of enough of them (Binkowski et al. 2018)
 FILE = "reference.npz"  # a reference of others, as it was given
@@ -160,16 +162,16 @@ class Sweep:
         beside = self.beside(cell.key)
         if not arrays.is_finished(beside):
             return False
-        held = arrays.read_meta(beside, "sweep cell", "remove it")["arrays"]
+        held = arrays.read_meta(beside, KIND, "remove it")["arrays"]
         return held["images"]["shape"][0] >= self.shown
 
     def beside(self, key: dict[str, Any]) -> Path:
         """The folder of a cell's arrays, beside its JSON."""
-        return results.cell_path(self.folder, **key).with_suffix("")
+        return results.folder_beside(results.cell_path(self.folder, **key))
 
     def codes(self, cell: Cell) -> np.ndarray:
         """The features [N, F] of a finished cell."""
-        return arrays.read_folder(self.beside(cell.key), "sweep cell")[0]["features"]
+        return arrays.read_folder(self.beside(cell.key), KIND)[0]["features"]
 
     def make(
         self,
@@ -181,38 +183,38 @@ class Sweep:
         device: torch.device | str,
     ) -> None:
         """Sample, extract and measure one cell, batch by batch; the plain solver's states stay on disk for the drifts."""
-        own, levels, folder = self.grid(cell.steps), self.levels(cell), self.beside(cell.key)
-        shape = self.protocol["shape"]
-        plain = cell == cell.plain
-        beside = None if plain else arrays.read_folder(self.beside(cell.plain.key), "sweep cell")[0]["states"]
-        held = open_arrays(folder, len(self.seeds), shape, self.shown, states=plain)
-        codes, done, clocks = [], 0, (time.monotonic, busy_clock(device))
+        own, levels = self.grid(cell.steps), self.levels(cell)
+        shape, count, plain = self.protocol["shape"], len(self.seeds), cell == cell.plain
+        others = None if plain else arrays.read_folder(self.beside(cell.plain.key), KIND)[0]["states"]
+        wanted = {"images": (np.uint8, (self.shown, *shape))} | (
+            {"states": (np.float32, (count, *shape))} if plain else {}
+        )
+        codes, drift, done, clocks = [], np.zeros(count, np.float32), 0, (time.monotonic, busy_clock(device))
         spent, start = np.zeros(2), [clock() for clock in clocks]
-        for x in draw(denoise, jump, cell.sampler, own[0], levels, self.seeds, shape, self.batch, device):
-            spent += [clock() - before for clock, before in zip(clocks, start, strict=True)]
-            rows = slice(done, done + len(x))
-            pixels, x = scaling.to_pixels(x), x.float().cpu()
-            codes.append(extractor(pixels).numpy())
-            if done < self.shown:
-                held["images"][rows] = pixels[: self.shown - done].cpu().numpy()
-            if plain:
-                held["states"][rows] = x.numpy()
-            else:
-                held["drift"][rows] = (x - torch.from_numpy(np.array(beside[rows]))).flatten(1).norm(dim=1).numpy()
-            done += len(x)
-            start = [clock() for clock in clocks]
-        drift = float(held["drift"].mean(dtype=np.float64))
-        arrays.write_array(folder / "features.npy", np.concatenate(codes))
-        close_arrays(held, folder, cell.key)
-        value = self.measure(np.concatenate(codes)) | {
-            "level": float(levels[0]),
-            "skip": int((own > levels[0]).sum()),
-            "evaluations": evaluations(cell.sampler, levels),
-            "drift": drift,
-            "seconds": round(float(spent[0]), 3),
-            "busy_seconds": round(float(spent[1]), 3),
-        }
-        results.write_cell(self.folder, cell.key, value, self.protocol_of(cell))
+        with Growing(self.beside(cell.key), wanted) as growing:
+            for x in draw(denoise, jump, cell.sampler, own[0], levels, self.seeds, shape, self.batch, device):
+                spent += [clock() - before for clock, before in zip(clocks, start, strict=True)]
+                rows = slice(done, done + len(x))
+                pixels, x = scaling.to_pixels(x), x.float().cpu()
+                codes.append(extractor(pixels).numpy())
+                if done < self.shown:
+                    growing.put("images", done, pixels[: self.shown - done].cpu().numpy())
+                if plain:
+                    growing.put("states", done, x.numpy())
+                else:
+                    drift[rows] = (x - torch.from_numpy(np.array(others[rows]))).flatten(1).norm(dim=1).numpy()
+                done += len(x)
+                start = [clock() for clock in clocks]
+            growing.seal({"drift": drift, "features": np.concatenate(codes)}, cell.key)
+            value = self.measure(np.concatenate(codes)) | {
+                "level": float(levels[0]),
+                "skip": int((own > levels[0]).sum()),
+                "evaluations": evaluations(cell.sampler, levels),
+                "drift": float(drift.mean(dtype=np.float64)),
+                "seconds": round(float(spent[0]), 3),
+                "busy_seconds": round(float(spent[1]), 3),
+            }
+            results.write_cell(self.folder, cell.key, value, self.protocol_of(cell), growing.replace)
 
     def measure(self, codes: np.ndarray) -> dict[str, float]:
         """Distances of features [N, F] to the reference: Frechet and, where it holds features, kernel."""
@@ -240,8 +242,11 @@ class Sweep:
         rows = order[:count].numpy()
         codes = features.extract(extractor, test.images[rows], "real images")
         content = {"features": codes, "images": np.asarray(test.images[rows[:SHOWN]])}
-        arrays.write_folder(self.beside(key), "sweep cell", content, key=key)
-        results.write_cell(self.folder, key, self.measure(codes), protocol)
+
+        def arrays_of(place: Path) -> None:
+            arrays.write_folder(place, KIND, content, key=key)
+
+        results.write_cell(self.folder, key, self.measure(codes), protocol, arrays_of)
 
 
 def busy_clock(device: torch.device | str) -> Callable[[], float]:
@@ -249,23 +254,47 @@ def busy_clock(device: torch.device | str) -> Callable[[], float]:
     return time.process_time if torch.device(device).type == "cpu" else time.monotonic
 
 
-def open_arrays(folder: Path, n: int, shape: Sequence[int], shown: int, states: bool) -> dict[str, np.memmap]:
-    """Arrays on disk that are filled batch by batch: some images [shown, C, H, W], drifts [n] and, if asked, states."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "meta.json").unlink(missing_ok=True)  # unfinished until closed
-    wanted = {"images": (np.uint8, (shown, *shape)), "drift": (np.float32, (n,))}
-    wanted |= {"states": (np.float32, (n, *shape))} if states else {}
-    return {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, size)
-        for name, (dtype, size) in wanted.items()
-    }
+class Growing:
+    """The arrays of a cell while they are made: in a folder of their own, so that what is there before stays whole."""
 
+    def __init__(self, folder: Path, wanted: Mapping[str, tuple[Any, tuple[int, ...]]]) -> None:
+        self.folder = folder.with_name(f".{folder.name}.tmp")
+        self.files = {
+            name: RowFile(self.folder / f"{name}.npy", shape, np.dtype(dtype))
+            for name, (dtype, shape) in wanted.items()
+        }
 
-def close_arrays(held: dict[str, np.memmap], folder: Path, key: dict[str, Any]) -> None:
-    """Write what is in memory, and the folder's meta last."""
-    for array in held.values():
-        array.flush()
-    arrays.seal_folder(folder, "sweep cell", ["features", *held], key=key)
+    def __enter__(self) -> Self:
+        """Take the place of the arrays {name: (dtype, shape)} on the disk."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a sweep that was killed
+        try:
+            for file in self.files.values():
+                file.begin()
+        except OSError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def put(self, name: str, start: int, rows: np.ndarray) -> None:
+        """Write rows of one array, from row `start` on."""
+        self.files[name].put(start, rows)
+
+    def seal(self, others: Mapping[str, np.ndarray], key: dict[str, Any]) -> None:
+        """Finish the arrays, write others beside them, and the folder's meta last."""
+        for file in self.files.values():
+            file.finish()
+        for name, array in others.items():
+            arrays.write_array(self.folder / f"{name}.npy", array)
+        arrays.seal_folder(self.folder, KIND, [*self.files, *others], key=key)
+
+    def replace(self, folder: Path) -> None:
+        """Put the sealed arrays in the place of the cell's folder."""
+        (folder / "meta.json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        self.folder.rename(folder)
 
 
 def refuse_others(folder: Path, protocol: dict[str, Any]) -> None:

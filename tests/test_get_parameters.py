@@ -78,7 +78,7 @@ def test_mistakes_are_sentences(dots, tmp_path, capsys) -> None:
     cases = {
         ("dots", "gausian", tmp_path / "x"): (2, "nearest: gaussian"),
         ("dots", "gaussian", tmp_path / "x", "--rank", 0): (2, "rank 0 is KIND isotropic"),
-        ("dots", "gaussian", tmp_path / "x", "--cut-off", -1): (2, "--cut-off -1.0: expected at least 0"),
+        ("dots", "gaussian", tmp_path / "x", "--cut-off", -1): (2, "--cut-off -1: expected at least 0"),
         ("dots", "gaussian"): (2, "DIR"),
         ("cifar10", "gaussian", tmp_path / "x"): (1, "cifar10"),
     }
@@ -239,3 +239,15 @@ def test_options_that_contradict_each_other(dots, tmp_path, capsys) -> None:
         assert text in capsys.readouterr().err
     assert run("dots", "gaussian", tmp_path / "x", "--class-conditional", "plase") == 1
     assert "no attribute 'plase'" in capsys.readouterr().err
+
+
+def test_fewer_images_than_pixels_need_no_covariance(dots, tmp_path, monkeypatch) -> None:
+    def none(*_: object) -> None:
+        raise AssertionError("a covariance was added up")
+
+    monkeypatch.setattr(moments, "of_images", none)
+    assert run("dots", "gaussian", tmp_path / "few", "--split", "test", "--memory", 0.0005) == 0
+    found = Gaussian.load(tmp_path / "few")
+    rows = data.open_split("dots", "test").images.reshape(48, -1).astype(np.float64)
+    assert found.rank == 47 and not (tmp_path / "few" / ".unfinished").exists()
+    assert np.allclose((found.U * found.lambdas) @ found.U.T, np.cov(rows.T), atol=1e-9)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusion_model import passes
-from diffusion_model.moments import Moments
+from diffusion_model.moments import Moments, of_rows
 from linear_structure import decompose, low_rank
 from linear_structure.gaussian import Gaussian
 
@@ -105,3 +105,19 @@ def test_a_killed_fit_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys) -> None
     assert torch.equal(found.lambdas, whole.lambdas) and torch.equal(found.U, whole.U)
     with pytest.raises(ValueError, match="unfinished"):
         low_rank.randomised(pixels, 10, folder=tmp_path / "fit", key={"data": "b"})
+
+
+def test_few_images_have_in_their_rows_what_the_covariance_has() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 3, 6, 6), dtype=np.uint8)
+    for chosen, rank, spread in ((None, None, False), (np.arange(3, 40, 2), 5, True)):
+        found = low_rank.by_rows(pixels, rank, spread=spread, chosen=chosen)
+        whole = Gaussian.fit(of_rows(pixels, chosen), rank, spread=spread)
+        assert torch.equal(found.mu, whole.mu) and torch.equal(found.variance, whole.variance)
+        assert found.rank == whole.rank == (rank or 49)
+        assert found.rest == pytest.approx(whole.rest, rel=1e-12)
+        assert torch.allclose(found.lambdas, whole.lambdas, rtol=0, atol=1e-14 * float(whole.lambdas[0]))
+        one, other = ((form.U * form.lambdas) @ form.U.T for form in (found, whole))
+        assert float((one - other).abs().max()) < 2e-14 * float(other.abs().max())
+        assert torch.allclose(found.U.T @ found.U, torch.eye(found.rank, dtype=torch.float64), atol=1e-13)
+    same = low_rank.by_rows(np.repeat(pixels[:1], 4, 0), cut_off=0.0)
+    assert same.rank == 0 and float(same.variance.max()) == 0

@@ -1,5 +1,6 @@
 """Turning images into features: every source says what it must, and the stores are the same however they were made."""
 
+import os
 import shutil
 
 import numpy as np
@@ -7,7 +8,17 @@ import pytest
 import torch
 from linear_world import make_data, make_run
 
-from diffusion_model import arrays, checkpoint, data, encoding, experiment, list_trajectories, readouts, representations
+from diffusion_model import (
+    arrays,
+    checkpoint,
+    data,
+    encoding,
+    experiment,
+    list_trajectories,
+    locks,
+    readouts,
+    representations,
+)
 from diffusion_model.moments import Moments
 from diffusion_model.trajectories import Trajectories, Writer, level_of
 from downstream_classification import stores
@@ -370,9 +381,9 @@ def test_a_diverged_run_is_a_sentence(drl, capsys):
 
 
 def test_two_commands_on_one_run_are_refused(drl, capsys):
-    with representations.alone(drl):
+    with locks.held(drl / "trajectories", "encoded"):
         assert call(representations, drl, *OPTIONS) == 1
-    assert "is being encoded by another process: wait for it" in capsys.readouterr().err
+    assert f"is being encoded by process {os.getpid()} on " in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ PROTOCOL = {"epochs": 10, "rates": [0.1, 0.2]}
 def test_the_path_lists_the_key(tmp_path):
     assert results.cell_path(tmp_path, **KEY) == tmp_path / "head=mlp" / "times=0.3" / "seed=0.json"
     assert results.cell_path(tmp_path, name="a/b c", x=1e-05).relative_to(tmp_path).parts == (
-        "name=a-b-c",
+        "name=a%2Fb%20c",
         "x=1e-05.json",
     )
 
