@@ -20,7 +20,8 @@ than 10 steps (the rule of DPM-Solver's code); `lower_final` says of any grid th
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,6 +78,11 @@ def _with_ends(levels: torch.Tensor, level_min: float, level_max: float) -> torc
     """The ends as given, not as rounded through a function and its inverse, and the final 0."""
     levels[0], levels[-1] = level_max, level_min
     return torch.cat([levels, levels.new_zeros(1)])
+
+
+def last(states: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The last state of a sampler: the sample. No other is kept, so that memory does not grow with the steps."""
+    return deque(states, maxlen=1).pop()
 
 
 def slope(denoise: Denoiser, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:

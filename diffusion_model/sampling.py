@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from diffusion_model import experiment, figures, trajectories
-from diffusion_model.samplers import SAMPLERS, Churn, edm_levels
+from diffusion_model.samplers import SAMPLERS, Churn, edm_levels, last
 from diffusion_model.score_model import ScoreModel
 from diffusion_model.training import Trainer
 
@@ -88,7 +88,7 @@ def sample_images(
 
         noise = functools.partial(churn_noise, chosen, model.shape)
         options = {} if churn is None else {"churn": churn, "noise": noise}
-        *_, x = SAMPLERS[sampler].run(denoise, x, levels, **options)
+        x = last(SAMPLERS[sampler].run(denoise, x, levels, **options))
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"the solver left the finite numbers for seeds from {chosen[0]}: are the weights?")
         pieces.append(model.scaling.to_pixels(x).cpu().numpy())

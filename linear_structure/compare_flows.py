@@ -22,7 +22,7 @@ goes on with the flows that are missing.
 Dimensions: N seeds, S steps, C x H x W pixels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +66,7 @@ class Flows(NamedTuple):
 
     def solved(self, denoise: Denoiser, what: str) -> np.ndarray:
         """States float32 [N, S + 1, C, H, W] of a denoiser's flow, by the solver."""
-        return self._states(lambda x: list(SAMPLERS[self.sampler].run(denoise, x, self.levels)), what)
+        return self._states(lambda x: SAMPLERS[self.sampler].run(denoise, x, self.levels), what)
 
     def exact(self, form: ClosedForm, what: str) -> np.ndarray:
         """States of a closed form's own flow, by its formula."""
@@ -80,10 +80,10 @@ class Flows(NamedTuple):
         return self.solved(form.denoise, named.label) if without else self.exact(form, named.label)
 
     @torch.no_grad()
-    def _states(self, run: Callable[[torch.Tensor], list[torch.Tensor]], what: str) -> np.ndarray:
+    def _states(self, run: Callable[[torch.Tensor], Iterable[torch.Tensor]], what: str) -> np.ndarray:
         found = []
         for x in self.starts(what):
-            found.append(torch.stack(run(x), 1).float().cpu())
+            found.append(torch.stack([state.float().cpu() for state in run(x)], 1))
             if not torch.isfinite(found[-1]).all():
                 raise FloatingPointError(f"the flow of {what} left the finite numbers")
         return torch.cat(found).numpy()

@@ -45,7 +45,7 @@ class Teleport:
 
         jump = Teleport(model.denoise, gaussian, level=20.0)
         x, levels = jump.start(x, levels)            # x at levels[0] -> x at the first level of the grid that is not above 20
-        *_, images = heun(jump, x, levels)
+        images = last(heun(jump, x, levels))
 
     With a loop that insists on its own first level, give it the object itself as its denoiser: it answers by the closed form
     above `level` and calls the network below. Nothing is evaluated above it either, but the states there carry the error

@@ -21,7 +21,7 @@ from diffusion_model import arrays, data, experiment, features, fid, ranks, resu
 from diffusion_model.data import Scaling
 from diffusion_model.moments import Moments, read_npz
 from diffusion_model.row_files import RowFile
-from diffusion_model.samplers import SAMPLERS, Denoiser, evaluations
+from diffusion_model.samplers import SAMPLERS, Denoiser, evaluations, last
 from linear_structure import intervals
 from linear_structure.flow import ClosedForm
 
@@ -79,7 +79,7 @@ def draw(
         x = float(first) * experiment.sample_noise("start", seeds[start : start + batch], shape).to(device)
         if jump is not None:
             x = jump.teleport(x, first, levels[0])
-        *_, x = SAMPLERS[sampler].run(denoise, x, levels)
+        x = last(SAMPLERS[sampler].run(denoise, x, levels))
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"the solver left the finite numbers for seeds from {seeds[start]}")
         yield x

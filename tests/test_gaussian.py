@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_model.data import Scaling
 from diffusion_model.moments import Moments
-from diffusion_model.samplers import SAMPLERS, edm_levels
+from diffusion_model.samplers import SAMPLERS, edm_levels, last
 from linear_structure.gaussian import Gaussian, closed_forms
 
 SHAPE = (3, 2, 2)
@@ -83,7 +83,7 @@ def test_solvers_converge_to_the_teleport_at_their_order(sampler: str, order: in
     errors = []
     for steps in (32, 64, 128):
         levels = edm_levels(steps, level_min=0.05, level_max=10.0)[:-1]
-        *_, end = SAMPLERS[sampler][0](gaussian.denoise, x, levels)
+        end = last(SAMPLERS[sampler][0](gaussian.denoise, x, levels))
         errors.append(float((end - gaussian.teleport(x, levels[0], levels[-1])).norm()))
     gained = sampler.startswith("unipc")  # by its corrector, until the error of its first step is the largest
     for coarse, fine in itertools.pairwise(errors):
@@ -94,9 +94,9 @@ def test_skipping_by_teleport_changes_a_gaussian_sample_by_the_solvers_error_onl
     gaussian, x = example(12), 80 * random(8, D)
     levels = edm_levels(40)
     heun = SAMPLERS["heun"][0]
-    *_, whole = heun(gaussian.denoise, x, levels)
+    whole = last(heun(gaussian.denoise, x, levels))
     for skip in (1, 10, 20):
-        *_, jumped = heun(gaussian.denoise, gaussian.teleport(x, levels[0], levels[skip]), levels[skip:])
+        jumped = last(heun(gaussian.denoise, gaussian.teleport(x, levels[0], levels[skip]), levels[skip:]))
         assert float((jumped - whole).norm() / whole.norm()) < 0.01
 
 

@@ -3,15 +3,18 @@
 import functools
 import itertools
 import math
+import weakref
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from diffusion_model import experiment, main, samplers
+from diffusion_model import data, experiment, main, samplers, sampling
 from diffusion_model.experiment import sample_noise
+from diffusion_model.samplers import last
 from diffusion_model.sde import SDES
+from linear_structure import sweeps
 
 VARIANCE = torch.tensor([4.0, 1.0, 0.25, 0.01], dtype=torch.float64)
 MEAN = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
@@ -25,12 +28,6 @@ def denoise(x, level):
 def flow(x, start, end):
     """Where the probability flow takes x from one level to another."""
     return MEAN + ((VARIANCE + end**2) / (VARIANCE + start**2)).sqrt() * (x - MEAN)
-
-
-def last(states):
-    """The last state."""
-    *_, state = states
-    return state
 
 
 def starts(count=64):
@@ -261,6 +258,48 @@ def test_start_noise_is_bit_equal_and_samples_agree_whatever_the_batch():
 def test_no_gradients_are_kept():
     x = starts(2).requires_grad_()
     assert not last(samplers.heun(denoise, x, samplers.edm_levels(4))).requires_grad
+
+
+class Plain(torch.nn.Module):
+    """A denoiser with what a run's model has beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.shape, self.scaling, self.weight = (
+            (1, 2, 2),
+            data.Scaling((1.0,), (0.0,)),
+            torch.nn.Parameter(torch.ones(1)),
+        )
+
+    def denoise(self, x, level):
+        return x / (1 + level**2)
+
+
+@pytest.mark.parametrize("who", ["last", "a sweep", "samples"])
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_the_last_state_of_many_is_kept_and_no_other(name, who, monkeypatch):
+    """However many steps there are, at most a few states live at once: memory does not grow with them."""
+    run, model, held, most = samplers.SAMPLERS[name].run, Plain(), [], 0
+
+    def watched(*given):
+        nonlocal most
+        for state in run(*given):
+            held.append(weakref.ref(state))
+            most = max(most, sum(entry() is not None for entry in held))
+            yield state
+
+    monkeypatch.setitem(samplers.SAMPLERS, name, samplers.Sampler(watched, 1, 1))
+    levels = samplers.edm_levels(40, 0.01, 10.0)
+    if who == "last":
+        x = levels[0].float() * sample_noise("start", range(3), model.shape)
+        assert torch.equal(
+            last(samplers.SAMPLERS[name].run(model.denoise, x, levels)), list(run(model.denoise, x, levels))[-1]
+        )
+    elif who == "a sweep":
+        list(sweeps.draw(model.denoise, None, name, 10.0, levels, range(4), model.shape, 2))
+    else:
+        sampling.sample_images(model, range(4), name, levels, 2)
+    assert len(held) >= len(levels) and most <= 4
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
@@ -512,7 +551,7 @@ def test_the_command_samples_with_solvers_grids_and_churn(tmp_path, monkeypatch,
         (("--sampler", "unipc-bh1", "--churn", 2), "--sampler unipc-bh1 is deterministic: --churn goes with --sampler heun"),
         (("--churn-noise", 1.003), "say how to churn: pass --churn, above 0, too"),
         (("--churn", 2, "--churn-levels", 3, 1), "--churn-levels 3 1: expected the lower one first"),
-        (("--churn", -1), "--churn -1.0: expected at least 0"),
+        (("--churn", -1), "--churn -1: expected at least 0"),
         (("--sampler", "dpmpp"), "nearest: dpmpp-2m"),
         (("--grid", "lin"), "--grid: 'lin' is not known"),
     ):  # fmt: skip

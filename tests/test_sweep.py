@@ -14,7 +14,7 @@ from diffusion_model import arrays, data, experiment, features, figures, results
 from diffusion_model.data import Scaling
 from diffusion_model.fid import factor
 from diffusion_model.moments import Moments
-from diffusion_model.samplers import SAMPLERS, edm_levels
+from diffusion_model.samplers import SAMPLERS, edm_levels, last
 from linear_structure import get_parameters, intervals, process_experiments_with_skips, summaries, sweep_skips, sweeps
 from linear_structure.gaussian import Gaussian, closed_forms
 
@@ -158,7 +158,7 @@ def reference_of(rows: torch.Tensor) -> features.Reference:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_skip_0_is_the_plain_solver_bit_for_bit(name) -> None:
     x = 80.0 * experiment.sample_noise("start", range(3), SHAPE)
-    *_, plain = SAMPLERS[name].run(example().denoise, x, LEVELS)
+    plain = last(SAMPLERS[name].run(example().denoise, x, LEVELS))
     (found,) = sweeps.draw(example().denoise, None, name, LEVELS[0], LEVELS, range(3), SHAPE, 3)
     assert torch.equal(found, plain)
 
