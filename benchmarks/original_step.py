@@ -16,8 +16,8 @@ import torch
 from diffusion_model import data
 
 
-def make(batch: int, device: torch.device, root: Path | None) -> Callable[[], float]:
-    """A function that makes one step on the next batch of Synthetic's training images and gives the loss."""
+def make(batch: int, device: torch.device, root: Path | None) -> tuple[Callable[[], float], dict[str, int]]:
+    """A function that makes one step on the next batch of Synthetic's images and gives the loss; parameters by part."""
     sys.modules["op"] = types.ModuleType("op")  # compiled for CUDA on import; used by FIR resampling alone
     for name in ("upfirdn2d", "FusedLeakyReLU", "fused_leaky_relu"):
         setattr(sys.modules["op"], name, None)
@@ -44,7 +44,14 @@ def make(batch: int, device: torch.device, root: Path | None) -> Callable[[], fl
         continuous=True, likelihood_weighting=config.training.likelihood_weighting, config=config,
     )  # fmt: skip
     images, draw = standardised(root).to(device), np.random.default_rng(0)
-    return lambda: step(state, images[torch.from_numpy(draw.integers(0, len(images), batch)).to(device)])
+    sizes = {name: count_parameters(part) for name, part in (("encoder", model.encoder), ("decoder", model.decoder))}
+    sizes["score network"] = count_parameters(model) - sum(sizes.values())
+    return lambda: step(state, images[torch.from_numpy(draw.integers(0, len(images), batch)).to(device)]), sizes
+
+
+def count_parameters(part: torch.nn.Module) -> int:
+    """Numbers that are trained."""
+    return sum(parameter.numel() for parameter in part.parameters())
 
 
 def standardised(root: Path | None) -> torch.Tensor:

@@ -231,18 +231,23 @@ def head_cases(name: str, call: Callable[[torch.Tensor], torch.Tensor], network:
 def our_outputs() -> dict[str, np.ndarray]:
     """What ours computes in every case."""
     outputs: dict[str, np.ndarray] = {}
-    for name, (widen, probabilistic) in ENCODERS.items():
-        encoder = Encoder(3, widen, probabilistic)
-        fill(encoder_partners(encoder))
-
-        def code(x0: torch.Tensor, t: torch.Tensor, encoder: Encoder = encoder) -> torch.Tensor:
-            posterior = encoder(x0, t)
-            return posterior.mean if posterior.logvar is None else torch.cat([posterior.mean, posterior.logvar], 1)
-
-        outputs |= encoder_cases(name, code, encoder, encoder.norm)
+    for name in ENCODERS:
+        outputs |= our_encoder_cases(name)
     for kind in HEADS:
         outputs |= our_head(kind)
     return outputs | {f"loss {name}{', mixup' * mixup}": our_loss(name, mixup) for name in LOSSES for mixup in (0, 1)}
+
+
+def our_encoder_cases(name: str) -> dict[str, np.ndarray]:
+    """What our encoder computes."""
+    encoder = Encoder(3, *ENCODERS[name])
+    fill(encoder_partners(encoder))
+
+    def code(x0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        posterior = encoder(x0, t)
+        return posterior.mean if posterior.logvar is None else torch.cat([posterior.mean, posterior.logvar], 1)
+
+    return encoder_cases(name, code, encoder, encoder.norm)
 
 
 def our_head(kind: str) -> dict[str, np.ndarray]:
@@ -319,17 +324,17 @@ def original_outputs(root: Path) -> dict[str, np.ndarray]:
     import original_encoder
 
     outputs: dict[str, np.ndarray] = {}
-    for name, (widen, probabilistic) in ENCODERS.items():
-        network = original_encoder.network(widen, probabilistic)
-
-        def code(x0: torch.Tensor, t: torch.Tensor, network: nn.Module = network) -> torch.Tensor:
-            return network(x0, t)[2]
-
-        outputs |= encoder_cases(name, code, network, network.bn1)
+    for name, layout in ENCODERS.items():
+        outputs |= original_encoder_cases(name, original_encoder.network(*layout))
     for kind in HEADS:
         outputs |= original_head(root, kind)
     losses = {f"loss {name}{', mixup' * mixup}": original_loss(name, mixup) for name in LOSSES for mixup in (0, 1)}
     return outputs | losses
+
+
+def original_encoder_cases(name: str, network: nn.Module) -> dict[str, np.ndarray]:
+    """What the original's encoder computes."""
+    return encoder_cases(name, lambda x0, t: network(x0, t)[2], network, network.bn1)
 
 
 def original_head(root: Path, kind: str) -> dict[str, np.ndarray]:

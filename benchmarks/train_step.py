@@ -10,6 +10,10 @@ warm-up and compares the losses window by window, in units of their noise. --pro
 
 DIR is the original's root. Its code runs as it is; only `op`, the CUDA extension that this configuration does not use and
 that is compiled on import, is left out. A compiled contender takes minutes for its first step, which is not counted.
+
+Both sides train the same encoder on the same loss (parity.py holds them equal). They do not train the same score network:
+ours has another map of the code and other middle blocks, and the original also runs a decoder whose output its loss does not
+use. The command prints parameters and floating-point operations of both, and what part of a ratio they may explain.
 """
 
 import json
@@ -23,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import parity
 import torch
 from torch.autograd import DeviceType
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_model import arrays, data, experiment, main, training
 from diffusion_model.experiment import ROOT, AtLeast
@@ -70,7 +76,7 @@ def main_(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = make_parser().parse_args(argv)
     if args.worker:
-        return serve(make_step(args))
+        return serve(*make_step(args))
     names = ([ORIGINAL] if args.original else []) + list(args.contenders)
     workers = {name: Worker(name, args) for name in names}
     try:
@@ -78,6 +84,7 @@ def main_(argv: Sequence[str] | None = None) -> int:
             started = time.monotonic()
             worker.ask(2)
             print(f"{name}: ready after {time.monotonic() - started:.0f} s", flush=True)
+        facts = {name: worker.ask("facts") for name, worker in workers.items()}
         curves = {name: worker.ask(args.curve)["losses"] for name, worker in workers.items()} if args.curve else {}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(args.rounds):
@@ -88,6 +95,7 @@ def main_(argv: Sequence[str] | None = None) -> int:
         for worker in workers.values():
             worker.close()
     report(seconds, args.batch)
+    tell_work(facts, args.batch)
     if curves:
         compare(curves)
     for name, kinds in shares.items():
@@ -98,6 +106,7 @@ def main_(argv: Sequence[str] | None = None) -> int:
             "batch": args.batch,
             "seconds": seconds,
             "losses": curves,
+            "facts": facts,
             "shares": shares,
         }
         arrays.write_json(args.out, content)
@@ -117,6 +126,18 @@ def report(seconds: dict[str, list[float]], batch: int) -> None:
         )
 
 
+def tell_work(facts: dict[str, dict[str, Any]], batch: int) -> None:
+    """A line a contender: parameters of its parts and operations of a step, an image; beside the original, its parity."""
+    for name, fact in facts.items():
+        sizes = ", ".join(f"{part} {size:,}" for part, size in fact["parameters"].items())
+        print(f"{name:20} parameters: {sizes}; {fact['flops'] / batch / 1e9:.3f} GFLOP an image and step")
+    if ORIGINAL in facts:
+        print(
+            "the same encoder and loss: with the same weights codes in training differ by "
+            f"{facts[ORIGINAL]['apart']:.0e} of the largest; not the same score network, see the sizes"
+        )
+
+
 def compare(curves: dict[str, list[float]], windows: int = 6) -> None:
     """Mean loss of each window of steps, and for the others their distance from the first in standard errors."""
     first = next(iter(curves))
@@ -132,7 +153,7 @@ def compare(curves: dict[str, list[float]], windows: int = 6) -> None:
 
 
 class Worker:
-    """A process that is one contender: `ask(n)` makes n steps and gives {"seconds", "losses"}, `ask("profile")` shares."""
+    """A process that is one contender: `ask(n)` makes n steps and gives {"seconds", "losses"}; "profile" gives shares, "facts" sizes."""
 
     def __init__(self, name: str, args: Any) -> None:
         options = [f"--batch={args.batch}", f"--threads={args.threads}", f"--device={args.device}"]
@@ -166,9 +187,14 @@ class Worker:
         self.process.wait()
 
 
-def serve(step: Callable[[], float]) -> int:
+def serve(step: Callable[[], float], facts: dict[str, Any]) -> int:
     """Make as many steps as each line of the input asks for, and answer with their time and losses."""
     for line in sys.stdin:
+        if line.strip() == "facts":
+            with FlopCounterMode(display=False) as counter:
+                step()
+            print(json.dumps({**facts, "flops": counter.get_total_flops()}), flush=True)
+            continue
         if line.strip() == "profile":
             print(json.dumps(profile(step)), flush=True)
             continue
@@ -192,14 +218,20 @@ def profile(step: Callable[[], float]) -> dict[str, float]:
     return {kind: times[kind] / sum(times.values()) for kind in sorted(times, key=times.get, reverse=True)}
 
 
-def make_step(args: Any) -> Callable[[], float]:
-    """One training step of a contender, which gives its loss."""
+def make_step(args: Any) -> tuple[Callable[[], float], dict[str, Any]]:
+    """One training step of a contender, which gives its loss; its parameters by part and, of the original, its parity."""
     torch.set_num_threads(args.threads)
     device = experiment.choose_device(args.device)
     if args.worker == ORIGINAL:
-        from benchmarks import original_step
+        import original_encoder
+        import original_step
 
-        return original_step.make(args.batch, device, args.data)
+        step, sizes = original_step.make(args.batch, device, args.data)
+        name = "encoder, widen 1, probabilistic"
+        theirs = parity.original_encoder_cases(name, original_encoder.network(*parity.ENCODERS[name]))
+        return step, {"parameters": sizes, "apart": parity.difference(*(
+            cases[f"{name}: training"] for cases in (parity.our_encoder_cases(name), theirs)
+        ))}  # fmt: skip
     precision, compilation = OURS[args.worker]
     overrides = {
         "data.scaling": "unit", "encoder.widen": 2.0, "training.batch": args.batch, "training.precision": precision,
@@ -209,7 +241,9 @@ def make_step(args: Any) -> Callable[[], float]:
     split = data.open_split("synthetic", "train", args.data)
     record = main.describe_run(config, split)
     trainer = training.Trainer(Path(tempfile.mkdtemp()), record, split, device)
-    return lambda: sum(trainer.advance().values())
+    parts = {"encoder": trainer.model.encoder, "score network": trainer.model.net}
+    sizes = {name: sum(value.numel() for value in part.parameters()) for name, part in parts.items()}
+    return lambda: sum(trainer.advance().values()), {"parameters": sizes}
 
 
 if __name__ == "__main__":
