@@ -6,6 +6,7 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     results*             a result cell: one JSON, its path lists its key, its content the value and its protocol
     locks*               one command at a time where two would spoil each other's files
     figures*             one style; every figure as PNG with its numbers beside it as CSV
+    reports              what a command says beside its work, which must not end it
     experiment*          a command's line, errors, configuration, randomness, device, progress
     ranks* watch         the processes of torchrun share one command's work; a rank that dies is named
     data*                data sets as uint8 array folders; pixel range and model space

@@ -47,6 +47,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     The temporary name is a function of `path`, so what a killed writer left is taken over by the next one of the same file.
     """
     path = Path(path)
+    refuse_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path) as temporary:
         try:
@@ -104,6 +105,64 @@ def _take(temporary: Path) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add lines to the end of a file, all of them or (OSError) none; a link there is refused (ValueError), not followed."""
+    path = Path(path)
+    refuse_links(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        before, left = os.fstat(handle).st_size, text.encode(errors="backslashreplace")
+        try:
+            while left:
+                left = left[os.write(handle, left) :]
+        except OSError:
+            os.ftruncate(handle, before)
+            raise
+    finally:
+        os.close(handle)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A handle on a file of ours: what is no file there, such as a link or a pipe, is a ValueError and stays untouched."""
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError:
+        if not Path(path).is_symlink():
+            raise
+        raise ValueError(f"{path} is a link, and nothing is written through one: remove it") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"{path} is no file, and lies where one is to be written: remove it")
+    return handle
+
+
+def refuse_links(path: Path) -> None:
+    """Refuse to write where a link inside a run leads out of it (ValueError): whoever sent the run may have made it.
+
+    The run's own folder may be a link, and so may what lies above it.
+    """
+    links: list[Path] = []
+    for folder in Path(path).absolute().parents:
+        for link in links:
+            if _is_run(folder) and not link.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(
+                    f"{link} leads out of the run {folder}, and nothing is written through such a link: remove it, or move "
+                    "the whole run there and make its folder the link"
+                )
+        if folder.is_symlink():
+            links.append(folder)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds the config.json of a run."""
+    path = folder / "config.json"
+    try:
+        return path.is_file() and read_json(path)["kind"] == "run"
+    except (ValueError, OSError, TypeError):
+        return False
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -301,6 +360,7 @@ def describe(path: Path) -> dict:
 def write_folder(folder: Path, kind: str, arrays: dict[str, np.ndarray], **meta: Any) -> Path:
     """Write `arrays` as `NAME.npy` and then `meta.json`; an old `meta.json` is removed first, so half a rewrite is not readable."""
     folder = Path(folder)
+    refuse_links(folder / "meta.json")
     (folder / "meta.json").unlink(missing_ok=True)
     for name, array in arrays.items():
         write_array(folder / f"{name}.npy", np.asarray(array))
@@ -353,6 +413,10 @@ def read_folder(
     expect(meta, folder / "meta.json", ENTRIES)
     arrays = {}
     for name, entry in meta["arrays"].items():
+        if Path(name).name != name:
+            raise ValueError(
+                f"{folder / 'meta.json'} names an array {name!r} of another folder: it was altered; {AGAIN}"
+            )
         array = read_array(folder / f"{name}.npy", entry["crc32"])
         found = (list(array.shape), str(array.dtype))
         if found != (entry["shape"], entry["dtype"]):

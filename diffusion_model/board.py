@@ -11,26 +11,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from diffusion_model import arrays, reports
+
 
 class Board:
     """`board(record)` adds one record of metrics.jsonl; without TensorBoard, or with active=False, it does nothing."""
 
     def __init__(self, run: Path, step: int, active: bool = True) -> None:
-        self.writer = _open(Path(run) / "tensorboard", step) if active else None
+        self.folder, self.writer = Path(run) / "tensorboard", None
+        if active:
+            with reports.survived(self.folder):
+                self.writer = _open(self.folder, step)
 
     def __call__(self, record: dict[str, Any]) -> None:
         """One point on each curve, at once on disk: records are minutes apart, and a process may be killed."""
         if self.writer is None:
             return
-        for name, value in record.items():
-            if name != "step" and is_number(value):
-                self.writer.add_scalar(name, value, record["step"])
-        self.writer.flush()
+        writer, self.writer = self.writer, None  # one that failed is left alone: its queue would be waited for in vain
+        with reports.survived(self.folder):
+            for name, value in record.items():
+                if name != "step" and is_number(value):
+                    writer.add_scalar(name, value, record["step"])
+            writer.flush()
+            self.writer = writer
 
     def close(self) -> None:
         """Finish the event file."""
         if self.writer is not None:
-            self.writer.close()
+            with reports.survived(self.folder):
+                self.writer.close()
 
 
 def is_installed() -> bool:
@@ -52,4 +61,5 @@ def _open(folder: Path, step: int) -> Any:
     except Exception as error:  # an optional package of any age must not end a training
         print(f"no TensorBoard curves: the package cannot be imported ({error})", file=sys.stderr)
         return None
+    arrays.refuse_links(folder / "events")
     return SummaryWriter(str(folder), purge_step=step + 1)

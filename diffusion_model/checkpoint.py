@@ -8,6 +8,7 @@ published for others to start from holds `weights.safetensors` (half precision) 
 import re
 import shlex
 import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], keep
     """
     folder = Path(run) / "checkpoints"
     temporary, final = folder / f".{step}.tmp", folder / str(step)
-    _clear(folder)
+    arrays.refuse_links(temporary)
+    _clear(folder.glob(".*.tmp"))  # what an interrupted write left behind
     try:
         temporary.mkdir(parents=True)
         for name, group in tensors.items():
@@ -124,18 +126,19 @@ def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], keep
             f"checkpoint {step} of {run} could not be written ({error.strerror or error}); {kept}: "
             "make room and run the same command to go on from there"
         ) from error
-    if final.exists():
-        shutil.rmtree(final)
+    _clear([final])
     temporary.rename(final)
-    for old in steps(run)[:-keep]:
-        shutil.rmtree(folder / str(old))
+    _clear(folder / str(old) for old in steps(run)[:-keep])
     return final
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an interrupted write left behind."""
-    for left in folder.glob(".*.tmp"):
-        shutil.rmtree(left)
+def _clear(paths: Iterable[Path]) -> None:
+    """Remove folders; of a link or a file that lies in the place of one, the link or file itself."""
+    for path in paths:
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
 
 
 def read(run: Path, step: int, groups: list[str]) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:

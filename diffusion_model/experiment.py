@@ -31,7 +31,7 @@ import ml_collections
 import torch
 from tqdm import tqdm
 
-from diffusion_model import arrays
+from diffusion_model import arrays, reports
 
 ROOT = Path(__file__).resolve().parent.parent
 MANY = 1_000_000  # what an option counts is at most so many, unless it says otherwise
@@ -249,17 +249,24 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 
 def launch(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit with its status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run a command and exit with its status: 0 done, 1 failed or a report lost, 2 wrong usage, 130 interrupted.
+
+    No stream ends the command: a reader who leaves (`| head`), a closed or full one (see reports.py).
+    """
+    sys.exit(reports.guarded(lambda: _run(main, argv)))
+
+
+def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
+    """The status of a command, with its error said."""
     try:
         status = main(argv) or 0
+    except SystemExit as end:  # argparse's --help
+        status = end.code or 0
     except UsageError as error:
         status = _report(error, 2)
     except KeyboardInterrupt:
         print("interrupted: run the same command to go on from here", file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # whoever reads has seen enough, such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
     except MemoryError as error:
         status = _report(f"this needs more memory than there is ({error or 'of Python'}): ask for less at once", 1)
     except RecursionError:
@@ -269,7 +276,7 @@ def launch(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
         if not of_the_system and not _is_ours(error):
             traceback.print_exc()
         status = _report(_sentence(error) if of_the_system else error, 1)
-    sys.exit(status)
+    return status
 
 
 REMEDIES = {  # of what the system refuses, by its number
@@ -523,11 +530,3 @@ def truncate_lines(path: Path, field: str, largest: float) -> None:
         if record[field] <= largest:
             kept.append(json.dumps(record) + "\n")
     arrays.write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line (metrics.jsonl); floats that are not finite become null."""
-    clean = {name: None if isinstance(value, float) and value != value else value for name, value in record.items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("a") as file:
-        file.write(json.dumps(clean) + os.linesep)

@@ -35,6 +35,7 @@ from diffusion_model import (
     figures,
     footprint,
     ranks,
+    reports,
     run_state,
     sampling,
     sde,
@@ -198,13 +199,15 @@ def run_to_end(run: Path, record: dict[str, Any], split: data.Split, device: tor
         with contextlib.closing(board.Board(run, trainer.step, active=ranks.first())) as curves, stop_cleanly(trainer):
             for entry in training.train(trainer):
                 if ranks.first():
-                    experiment.append_line(run / "metrics.jsonl", entry)
+                    with reports.survived(run / "metrics.jsonl"):
+                        arrays.append_text(run / "metrics.jsonl", json.dumps(entry) + "\n")
                     curves(entry)
                     note(step=trainer.step)
                     say(f"{run.name}: {line(entry, trainer)}")
                     pictures = entry["images"] // sample_every
                     if pictures > drawn or trainer.step == trainer.total:
-                        sampling.draw(trainer)
+                        with reports.survived(run / "samples"):
+                            sampling.draw(trainer)
                     drawn = pictures
             ranks.barrier()  # no rank leaves, stopped or finished, before the first has written the last checkpoint
         say(f"{run}: finished at step {trainer.step}")
@@ -264,8 +267,8 @@ class Log:
         if self.path is None:
             return
         print(text, file=sys.stderr, flush=True)
-        with self.path.open("a") as file:
-            file.write(text + "\n")
+        with reports.survived(self.path):
+            arrays.append_text(self.path, text + "\n")
 
 
 class stop_cleanly:

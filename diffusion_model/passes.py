@@ -22,6 +22,7 @@ from diffusion_model import arrays, experiment, ranks
 
 KIND = "partial sums"
 EVERY = 60.0  # seconds between states: what a kill can cost
+STATES = "[0-9]*-[0-9]*"  # names of their folders: rank and number of blocks
 
 
 def accumulate(
@@ -90,7 +91,10 @@ def forget(folder: Path) -> None:
 
 def _resume(sums: dict[str, torch.Tensor], folder: Path, key: dict[str, Any]) -> list[int]:
     """Add the states in `folder` to `sums`, make them one state and give its blocks."""
-    found = {path: _blocks(path, key) for path in folder.glob("*") if arrays.is_finished(path)}
+    link = next((path for path in (folder, *folder.parents) if path.is_symlink() and path.name.startswith(".")), None)
+    if link is not None:  # whatever it leads to would be cleared
+        raise ValueError(f"{link} is a link, and the project keeps its own states there: remove it")
+    found = {path: _blocks(path, key) for path in folder.glob(STATES) if arrays.is_finished(path)}
     done: list[int] = []
     used = []
     for path in sorted(found, key=lambda path: (-len(found[path]), path)):
@@ -102,7 +106,7 @@ def _resume(sums: dict[str, torch.Tensor], folder: Path, key: dict[str, Any]) ->
     if used:
         print(f"going on from {folder}: {len(done)} of {-(-key['count'] // key['block'])} blocks are there", flush=True)
     kept = used[0] if len(used) == 1 else _write(sums, folder, key, sorted(done)) if used else None
-    for path in folder.glob("*"):
+    for path in folder.glob(STATES):
         if path != kept:
             shutil.rmtree(path)
     return sorted(done)

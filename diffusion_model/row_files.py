@@ -60,8 +60,9 @@ class RowFile:
             with self.part.open("rb") as file:
                 if file.read(len(self.header)) == self.header:
                     return
+        arrays.refuse_links(self.part)
         self.part.parent.mkdir(parents=True, exist_ok=True)
-        with self.part.open("wb") as file:
+        with os.fdopen(arrays.open_own(self.part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
             file.write(self.header)
             _reserve(file.fileno(), self._place(self.shape[0]), self.part)
 
@@ -69,7 +70,7 @@ class RowFile:
         """Write rows from `start` on, of the file's own dtype; gives the CRC-32 of their bytes."""
         held = memoryview(np.ascontiguousarray(rows, self.dtype)).cast("B")
         place, done = self._place(start), 0
-        handle = os.open(self.part, os.O_WRONLY)
+        handle = arrays.open_own(self.part, os.O_WRONLY)
         try:
             while done < len(held):
                 done += os.pwrite(handle, held[done:], place + done)
@@ -107,8 +108,7 @@ def _reserve(handle: int, size: int, path: Path) -> None:
 
 def note(folder: Path, rank: int, start: int, checksums: dict[str, int]) -> None:
     """Add a line to a journal: from row `start` on {file: [rows, CRC-32]}, after `put`."""
-    with (folder / f"{JOURNAL}{rank}").open("a") as file:
-        file.write(json.dumps([start, checksums]) + "\n")
+    arrays.append_text(folder / f"{JOURNAL}{rank}", json.dumps([start, checksums]) + "\n")
 
 
 def written(folder: Path, files: Sequence[RowFile]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_model import arrays, checkpoint, locks
+from diffusion_model import arrays, checkpoint, locks, reports
 
 KIND = "state"
 STATES = ("running", "finished", "stopped", "failed")
@@ -91,7 +91,7 @@ def tracked(run: Path, active: bool = True) -> Iterator[Callable[..., None]]:
             facts["interval"] = now - before
         facts.update(more)
         before = now
-        mark(run, "running", **facts)
+        _note(run, "running", facts)
 
     with locks.held(run, "trained", f"{locks.REMEDY}, or give another --workdir"):
         try:
@@ -101,7 +101,13 @@ def tracked(run: Path, active: bool = True) -> Iterator[Callable[..., None]]:
                 _leave(run, error, facts)
             raise
         if "step" in facts:
-            mark(run, "finished" if facts["step"] == facts.get("total") else "stopped", **facts)
+            _note(run, "finished" if facts["step"] == facts.get("total") else "stopped", facts)
+
+
+def _note(run: Path, state: str, facts: dict[str, Any]) -> None:
+    """`mark`, without which a training goes on."""
+    with reports.survived(Path(run) / "state.json"):
+        mark(run, state, **facts)
 
 
 def _leave(run: Path, error: BaseException, facts: dict[str, Any]) -> None:
@@ -115,6 +121,8 @@ def _leave(run: Path, error: BaseException, facts: dict[str, Any]) -> None:
 def read(run: Path) -> dict[str, Any]:
     """Content of RUN/state.json; empty where there is none, or where it cannot be read."""
     path = Path(run) / "state.json"
+    if not path.is_file():  # nor a pipe, whose end would be waited for
+        return {}
     try:
         content = arrays.read_json(path)
         arrays.check_meta(content, path, KIND)

@@ -29,11 +29,14 @@ def draw(trainer: Trainer) -> None:
 def draw_samples(trainer: Trainer) -> None:
     """samples/STEP.png: images of the averaged weights, from the same noise at every step."""
     live = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    trainer.model.load_state_dict(live | trainer.average.tensors)
-    trainer.model.eval()
-    pixels = sample_images(trainer.model, range(SHOWN), "heun", edm_levels(18, *trainer.model.sde.level_range()), SHOWN)
-    trainer.model.load_state_dict(live)
-    trainer.model.train()
+    levels = edm_levels(18, *trainer.model.sde.level_range())
+    try:
+        trainer.model.load_state_dict(live | trainer.average.tensors)
+        trainer.model.eval()
+        pixels = sample_images(trainer.model, range(SHOWN), "heun", levels, SHOWN)
+    finally:  # training goes on, whatever becomes of its picture
+        trainer.model.load_state_dict(live)
+        trainer.model.train()
     figures.image_grid(pixels, 8, trainer.run / "samples" / f"step_{trainer.step:08d}.png")
 
 
@@ -41,8 +44,10 @@ def draw_reconstructions(trainer: Trainer) -> None:
     """samples/STEP.png: some training images, and below each row what the decoder makes of their codes."""
     given = np.array(trainer.split.sample(SHOWN).images[:])
     trainer.model.eval()
-    made = reconstruct_images(trainer.model, given, [0.5], SHOWN)[:, 0]
-    trainer.model.train()
+    try:
+        made = reconstruct_images(trainer.model, given, [0.5], SHOWN)[:, 0]
+    finally:
+        trainer.model.train()
     rows = [part for start in range(0, len(given), 8) for part in (given[start : start + 8], made[start : start + 8])]
     figures.image_grid(np.concatenate(rows), 8, trainer.run / "samples" / f"step_{trainer.step:08d}.png")
 

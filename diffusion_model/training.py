@@ -263,6 +263,8 @@ class Trainer:
 def train(trainer: Trainer) -> Iterator[dict[str, Any]]:
     """Train to the end, yielding a record every `logging.every` images; checkpoints on the way and at the end.
 
+    A step's checkpoint is written before its record is given: who reports it can lose the report, and no step.
+
     A loss that is not finite is a FloatingPointError; the last good checkpoint stays the newest. Setting `trainer.stop`
     ends the training after the step at hand, with a checkpoint.
     """
@@ -289,6 +291,9 @@ def train(trainer: Trainer) -> Iterator[dict[str, Any]]:
                     f"{trainer.remedy()}"
                 )
             now = time.monotonic()
+            if last or trainer.step % save_every == 0:
+                trainer.check_weights()
+                trainer.save()
             if last or trainer.step % every == 0:
                 yield {
                     "step": trainer.step, "images": trainer.step * batch, **means,
@@ -297,9 +302,6 @@ def train(trainer: Trainer) -> Iterator[dict[str, Any]]:
                     "seconds_left": (trainer.total - trainer.step) * (now - reported) / (trainer.step - since),
                 }  # fmt: skip
                 reported, since, sums = now, trainer.step, None
-            if last or trainer.step % save_every == 0:
-                trainer.check_weights()
-                trainer.save()
         if last:
             break
 

@@ -298,16 +298,6 @@ def test_progress_is_told_with_speed_and_time_left(monkeypatch, capsys):
     assert lines[0].endswith("s left")
 
 
-def test_lines_are_appended(tmp_path):
-    path = tmp_path / "run" / "metrics.jsonl"
-    experiment.append_line(path, {"step": 1, "loss": float("nan")})
-    experiment.append_line(path, {"step": 2, "loss": 0.5})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1, "loss": None},
-        {"step": 2, "loss": 0.5},
-    ]
-
-
 def test_the_environment_is_json():
     assert json.loads(json.dumps(experiment.environment()))["torch"] == torch.__version__
 
