@@ -38,7 +38,8 @@ COMMAND = "python diffusion_model/prepare_data.py"
 LARGEST = 1024  # side that images are resized to: beyond, a mistyped number takes all memory
 META = {
     "attributes": {...: int}, "hash": str, "class_names?": {...: [str]},
-    "arrays": {"images": {"shape": [int]}, "labels": {"shape": [int]}},
+    "arrays": {"images": {"shape": [int]}, "labels": {"shape": [int]}}, "also_in_train?": int,
+    "source?": str, "source_mark?": (str, None), "shape?": [int],
 }  # fmt: skip
 TEMPORARY = (".*.npy*.tmp", ".meta.json*.tmp")  # what a writer that was killed leaves in a split
 RESUMED = (".images.npy.part", ".images.npy.done")  # what the next run goes on with
@@ -171,8 +172,10 @@ def _check_pair(folder: Path, parts: dict[str, tuple[np.ndarray, np.ndarray, dic
     check_shapes(str(folder), {split: images.shape[1:] for split, (images, _, _) in parts.items()}, again)
     named = train.get("class_names", {}) | (DATASETS[folder.name].attributes if folder.name in DATASETS else {})
     for column, (attribute, classes) in enumerate(train["attributes"].items()):
+        if attribute in named:  # a class that is named may be without an image
+            continue
         values = np.unique(np.concatenate([labels[:, column] for _, labels, _ in parts.values()]))
-        if attribute not in named and len(values) != classes:  # a class that is named may be without an image
+        if len(values) != classes:
             raise ValueError(
                 f"{folder}: {attribute!r} has {classes} classes, and images of {len(values)}, with labels from {values[0]} "
                 f"to {values[-1]}: number them from 0 without gaps, or name them all in class_names of both meta.json"
@@ -422,9 +425,11 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _refuse_other_source(folder: Path, source: Path | str | None, size: int | None) -> None:
     meta = arrays.read_meta(folder / "train", KIND, "")
+    arrays.expect(meta, folder / "train" / "meta.json", META, f"remove {folder} and prepare it again")
     if source is not None and Path(source).resolve() != Path(meta["source"]).resolve():
         raise ValueError(f"{folder} was prepared from {meta['source']}: remove it to prepare it from {source}")
-    if source is not None and Path(source).exists() and meta.get("source_mark") != _mark(folder.name, Path(source)):
+    mark = meta.get("source_mark")
+    if source is not None and mark is not None and Path(source).exists() and mark != _mark(folder.name, Path(source)):
         raise ValueError(
             f"{folder} was prepared from {source} when that held other files: remove it to prepare it anew"
         )

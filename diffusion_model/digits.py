@@ -103,7 +103,7 @@ def read_json_digit(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"{path} is missing: {', '.join(JSON_FILES)} are expected in one folder")
     try:
         values = np.array(json.loads(path.read_text())["data"], np.float64)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f'{path} is truncated or holds no list of numbers "data" ({error}): fetch it again') from None
     if values.ndim != 1 or not values.size or values.size % SIDE**2:
         raise ValueError(f"{path} holds {values.size} values, expected a multiple of {SIDE**2}: fetch it again")

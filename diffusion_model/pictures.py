@@ -14,6 +14,7 @@ Legend: N images, B of them in a block, C channels, H x W pixels.
 
 import hashlib
 import json
+import os
 import sys
 import unicodedata
 import warnings
@@ -172,27 +173,31 @@ class Walk:
     seen: dict[tuple[int, int], Path] = field(default_factory=dict)
     others: list[Path] = field(default_factory=list)
 
-    def files(self, folder: Path) -> Iterator[Path]:
+    def files(self, folder: Path) -> Iterator[os.DirEntry]:
         """Everything below `folder` that is no folder and not hidden, by name; a folder met before is a ValueError."""
         about = folder.stat()
         before = self.seen.setdefault((about.st_dev, about.st_ino), folder)
         if before is not folder:
             raise ValueError(f"{folder} is a link to {before}, so that images would be read twice: remove it")
-        for entry in sorted(folder.iterdir()):
+        with os.scandir(folder) as entries:
+            there = sorted(entries, key=lambda entry: entry.name)
+        for entry in there:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from self.files(entry)
+                yield from self.files(Path(entry.path))
             else:
                 yield entry
 
     def images(self, folder: Path) -> list[str]:
         """The image files below `folder`; a link to one that is gone is among them, for decoding to say so."""
         found = []
-        for path in self.files(folder):
-            fits = path.suffix.lower() in SUFFIXES and (path.is_file() or path.is_symlink())
-            (found if fits else self.others).append(path)
-        return [str(path) for path in found]
+        for entry in self.files(folder):
+            if entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+                found.append(entry.path)
+            else:
+                self.others.append(Path(entry.path))
+        return found
 
     def classes(self, folder: Path) -> dict[str, list[str]]:
         """Image files by class, in `folder`; a class without any, and images of no class, are a ValueError."""
@@ -325,8 +330,8 @@ def load_classes(source: Path, size: int | None) -> Loaded:
 def mark_of_classes(source: Path) -> str:
     """What tells whether a folder of classes still holds the same: the names and sizes of its images."""
     found, _ = find_splits(source, Walk())
-    paths = [Path(path) for classes in found.values() for files in classes.values() for path in files]
-    content = sorted([str(path.relative_to(source)), path.stat().st_size] for path in paths if path.exists())
+    paths = [path for classes in found.values() for files in classes.values() for path in files]
+    content = sorted([path.removeprefix(f"{source}/"), Path(path).stat().st_size] for path in paths)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

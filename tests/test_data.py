@@ -205,6 +205,14 @@ def test_splits_that_do_not_belong_together_are_refused(tmp_path, given, sentenc
             assert str(said.value).endswith("mine and run `python diffusion_model/prepare_data.py mine` again")
 
 
+def test_a_set_made_by_hand_is_not_that_of_a_source(tmp_path):
+    np.save(tmp_path / "a.npy", IMAGES)
+    for given, sentence in (({"source": 3}, "meta.json: source is 3, expected a string"), ({}, "no field 'source'")):
+        by_hand(tmp_path, **given)
+        with pytest.raises(ValueError, match=sentence):
+            data.prepare("mine", tmp_path, tmp_path / "a.npy")
+
+
 def test_a_class_that_is_named_may_be_without_an_image(tmp_path):
     by_hand(tmp_path, labels=((0, 2), (2, 0)), class_names={"label": ["a", "b", "c"]})
     assert data.open_split("mine", "train", tmp_path).attributes == {"label": 3}

@@ -141,6 +141,8 @@ def test_published_counts_are_expected_of_idx_files(tmp_path):
     [
         (None, "3.json is missing: 0.json, 1.json"),
         ('{"data": [0, 0.5', "is truncated or holds no list of numbers"),
+        ('{"data": [1%s]}' % ("0" * 400), "is truncated or holds no list of numbers"),
+        ('{"data": %s' % ("[" * 100_000), "is truncated or holds no list of numbers"),
         ('{"images": []}', "is truncated or holds no list of numbers"),
         ('{"data": [0, 0.5]}', "holds 2 values, expected a multiple of 784"),
         (json.dumps({"data": [0] * 783 + [255]}), "has values from 0 to 255, expected 0 to 1"),
