@@ -94,6 +94,8 @@ def _write_decoded(
 
 def _resume(path: Path, shape: tuple[int, ...]) -> tuple[np.memmap, dict[int, tuple[int, str, int]]]:
     """The array to go on with, and the lines (first row, key, checksum) written so far; a new one where none fits."""
+    if part(path).is_symlink():
+        part(path).unlink()  # nobody links to what is half written: it could lead to any file
     if _done(path).is_file() and path.is_file() and not part(path).is_file():
         path.replace(part(path))  # killed after the last block, before the folder was sealed
     try:

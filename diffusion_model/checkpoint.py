@@ -21,6 +21,7 @@ from diffusion_model.score_model import ScoreModel
 from diffusion_model.sde import LinearSDE
 
 TRAIN = "run `python diffusion_model/main.py --mode train --config FILE:PRESET --workdir {run}` first"
+LARGEST = 4096  # side of an image
 MAY_CHANGE = ("training.images", "training.compile", "logging.")  # on resuming: length, compilation, intervals
 
 
@@ -83,6 +84,12 @@ def read_run(run: Path) -> dict[str, Any]:
     record = arrays.read_json(path)
     arrays.check_meta(record, path, "run")
     arrays.expect(record, path, RECORD, "it was altered; train the run again")
+    shape, scaling = record["shape"], record["scaling"]
+    if not (len(shape) == 3 and 0 < min(shape) <= max(shape) <= LARGEST and len(scaling["scale"]) == shape[0]):
+        raise ValueError(
+            f"{path} tells of images {shape} and {len(scaling['scale'])} scales, expected [channels, height, width] of at "
+            f"most {LARGEST} and a scale a channel: it was altered; train the run again"
+        )
     return record | {"config": arrays.Fields(EARLIER | record["config"], path)}
 
 
@@ -167,6 +174,15 @@ def load_weights(
     remedy: str = "train the run again",
 ) -> None:  # fmt: skip
     """Load weights that must fit exactly; others are a ValueError that names the first that does not."""
+    check_weights(model, tensors, run, record, remedy)
+    model.load_state_dict(tensors)
+
+
+def check_weights(
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], run: Path, record: str = "config.json",
+    remedy: str = "train the run again",
+) -> None:  # fmt: skip
+    """Refuse weights that do not fit a model exactly (ValueError), by the first that does not."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     other = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -175,7 +191,6 @@ def load_weights(
             f"the weights of {run} do not fit its {record} ({other[0]}: {found.get(other[0])} stored, "
             f"{expected.get(other[0])} expected): it was altered, or another version wrote it; {remedy}"
         )
-    model.load_state_dict(tensors)
 
 
 def load_score_model(
@@ -190,22 +205,45 @@ def load_score_model(
     its maker's own is then a ValueError.
     """
     run, record = Path(run), read_run(run)
-    model = build(record, process)
     published = run / "weights.safetensors"
     if published.is_file() and step is None:
         tensors = {name: tensor.float() for name, tensor in arrays.read_tensors(published).items()}
-        model.step = record["step"]
+        step = record["step"]
     else:
         stored = steps(run)
         if not stored or (step is not None and step not in stored):
             given = "no finished checkpoint" if step is None else f"no checkpoint at step {step} (stored: {stored})"
             raise FileNotFoundError(f"{run} has {given}: {TRAIN.format(run=shlex.quote(str(run)))}")
-        model.step = stored[-1] if step is None else step
-        groups, _ = read(run, model.step, ["model", "average"] if average else ["model"])
+        step = stored[-1] if step is None else step
+        groups, _ = read(run, step, ["model", "average"] if average else ["model"])
         averaged = {name: tensor for name, tensor in groups.get("average", {}).items() if name.startswith("net.")}
         tensors = groups["model"] | averaged
+    check_size(record, tensors, run, process)
+    model = build(record, process)
     load_weights(model, tensors, run)
+    model.step = step
     return model.requires_grad_(False).eval().to(device)
+
+
+def check_size(
+    record: dict[str, Any], tensors: dict[str, torch.Tensor], run: Path, process: str | type[LinearSDE] | None
+) -> None:
+    """Refuse a config.json whose network is not that of the weights (ValueError) before anything of its size is made."""
+    parts = record["config"]["model.blocks"] * len(record["config"]["model.multipliers"])
+    if parts > len(tensors):
+        raise ValueError(
+            f"{run}/config.json describes a network of {parts:,} blocks, and its weights are {len(tensors)} tensors: "
+            "it was altered; train the run again"
+        )
+    try:
+        with torch.device("meta"):
+            described = build(record, process)
+    except (RuntimeError, TypeError, ArithmeticError) as error:  # sizes of which torch can make no tensor
+        reason = " ".join(f"{error}".split())[:120]
+        raise ValueError(
+            f"{run}/config.json describes no network that can be built ({reason}): it was altered; train the run again"
+        ) from None
+    check_weights(described, tensors, run)
 
 
 def publish(run: Path, out: Path, process: str | type[LinearSDE] | None = None, **provenance: Any) -> Path:

@@ -258,6 +258,8 @@ def launch(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
 
 def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     """The status of a command, with its error said."""
+    if "matplotlib" in sys.modules:  # a matplotlibrc in the folder at hand has no say: it could have LaTeX run
+        sys.modules["matplotlib"].rcdefaults()
     try:
         status = main(argv) or 0
     except SystemExit as end:  # argparse's --help

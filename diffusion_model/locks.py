@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffusion_model import ranks
+from diffusion_model import arrays, ranks
 
 NAME = ".lock"
 BRIEF = ".writing.lock"
@@ -70,6 +70,7 @@ def briefly(folder: Path) -> Iterator[None]:
 
 def _open(path: Path) -> int:
     """The file of a lock, never through a link: a folder that came from elsewhere could lead to any file."""
+    arrays.refuse_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = os.open(

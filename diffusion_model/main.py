@@ -412,6 +412,7 @@ def publish(args: Any) -> int:
         raise experiment.UsageError("--mode publish needs --out DIR")
     before = args.workdir / "env.json"
     environment = arrays.read_json(before) if before.is_file() else experiment.environment()
+    arrays.expect(environment, before, {})
     trained_on = {name: environment.get(name) for name in ("python", "torch", "gpu")}
     out = checkpoint.publish(args.workdir, args.out, args.process, trained_on=trained_on)
     size = (out / "weights.safetensors").stat().st_size / 2**20

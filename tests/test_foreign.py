@@ -1,20 +1,31 @@
 """What somebody sent is opened and executes nothing; what is written into it stays inside."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import pytest
+import torch
 from linear_world import make_data, make_run
+from run_folders import make_run as make_tiny
 
 from diffusion_model import (
+    arrays,
     checkpoint,
     experiment,
     list_runs,
     list_trajectories,
+    locks,
     main,
+    passes,
     representations,
+    row_files,
+    run_state,
 )
 from linear_structure import compare_flows, compare_scores, draw_samples, map_mixtures, slice_scores, sweep_skips
 
@@ -89,7 +100,7 @@ def test_a_run_with_a_file_of_its_makers_is_refused_with_what_to_add(what, world
     assert not (world / "executed").exists() and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("what", ["sample", "publish", "representations"])
+@pytest.mark.parametrize("what", ["publish", "representations"])
 def test_the_command_line_that_names_the_file_runs_it(what, world, tmp_path, capsys):
     command, argv = COMMANDS[what]
     paths = {"RUN": world / "run", "OUT": tmp_path / "out"}
@@ -147,3 +158,136 @@ def test_commands_that_are_shown_quote_what_a_run_is_called(tmp_path, monkeypatc
         assert any(word in (r"runs/$(touch x)", "runs/a\nrunning\t1") for word in shlex.split(command)), command
     lines = launched(list_runs.main, ["--states"], capsys)[1].splitlines()
     assert len(lines) == 2 and all(line.count("\t") == 4 for line in lines)
+
+
+# Links
+
+
+def writers(run):
+    """What writes into a run, by the folder of the run that it writes to."""
+    tensors = {"model": {"a": torch.zeros(1)}}
+    return {
+        "checkpoints": lambda: checkpoint.save(run, 2, tensors, keep=1),
+        "classify": lambda: arrays.write_json(run / "classify/head=mlp/seed=0.json", {}),
+        "moments": lambda: arrays.write_folder(run / "moments", "moments", {"mean": np.zeros(1)}),
+        "samples": lambda: arrays.write_array(run / "samples/heun18.npy", np.zeros(1)),
+        "tensorboard": lambda: arrays.append_text(run / "tensorboard/events", "x"),
+        "trajectories": lambda: row_files.RowFile(run / "trajectories/a/z.npy", (2, 1), np.dtype("f4")).begin(),
+        "sweeps": lambda: hold(run / "sweeps"),
+    }
+
+
+def hold(folder):
+    """Take and leave a folder's lock."""
+    with locks.held(folder, "written"):
+        pass
+
+
+@pytest.mark.parametrize("folder", writers(Path()))
+def test_nothing_is_written_through_a_link_that_leads_out_of_a_run(folder, tmp_path):
+    run, outside = make_tiny(tmp_path / "runs/a"), tmp_path / "home"
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    outside.mkdir()
+    for name in ("meta.json", ".3.tmp", "1-5"):
+        (outside / name).write_text("mine")
+    before = sorted((path, path.read_text()) for path in outside.iterdir())
+    (run / folder).symlink_to(outside)
+    with pytest.raises(ValueError, match=f"{folder} leads out of the run .* move the whole run there"):
+        writers(run)[folder]()
+    assert sorted((path, path.read_text()) for path in outside.iterdir()) == before
+    # what leads elsewhere in the run is the run's affair, and the run's own folder may be a link
+    (run / folder).unlink()
+    (run / "scratch").mkdir()
+    (run / folder).symlink_to("scratch")
+    (tmp_path / "link").symlink_to(run)
+    writers(tmp_path / "link")[folder]()
+    assert any((run / "scratch").iterdir())
+
+
+def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path):
+    run, victim = make_tiny(tmp_path / "a"), tmp_path / "victim"
+    rows = row_files.RowFile(run / "z.npy", (2, 1), np.dtype("f4"))
+    appended = {
+        "log.txt": lambda: arrays.append_text(run / "log.txt", "x\n"),
+        ".rows.0": lambda: row_files.note(run, 0, 0, {}),
+        ".z.npy.part": rows.begin,
+        ".lock": lambda: hold(run),
+    }
+    for name, write in appended.items():
+        victim.write_text("mine")
+        (run / name).symlink_to(victim)
+        with pytest.raises(ValueError, match=r"is a link, and "):
+            write()
+    with pytest.raises(ValueError, match="is a link"):
+        rows.put(0, np.zeros((1, 1), "f4"))
+    for name, write in {
+        "metrics.jsonl": lambda: experiment.truncate_lines(run / "metrics.jsonl", "step", 3),
+        "state.json": lambda: run_state.mark(run, "stopped"),
+        "config.json": lambda: arrays.write_json(run / "config.json", {}),
+    }.items():
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(victim)
+        write()
+        assert not (run / name).is_symlink()
+    assert victim.read_text() == "mine"
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    run = make_tiny(tmp_path / "a")
+    for name in ("state.json", "log.txt", "metrics.jsonl"):
+        os.mkfifo(run / name)
+    assert run_state.read(run) == {} and list_runs.describe(run).state == "stopped"
+    with pytest.raises((ValueError, OSError)):
+        arrays.append_text(run / "log.txt", "x")
+
+
+def test_states_of_a_pass_that_are_a_link_are_not_cleared(tmp_path):
+    home = tmp_path / "home"
+    (home / "1-5").mkdir(parents=True)
+    (tmp_path / ".unfinished").symlink_to(home)
+    for folder in (tmp_path / ".unfinished", tmp_path / ".unfinished/class-1"):
+        with pytest.raises(ValueError, match=r"\.unfinished is a link, and the project keeps its own states there"):
+            passes.accumulate({"a": torch.zeros(1)}, 2, 1, lambda rows: None, "adding", folder)
+    assert (home / "1-5").is_dir()
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"model.features": 2**40}, "do not fit its config.json|no network that can be built"),
+        ({"model.features": 2**62}, "no network that can be built|do not fit"),
+        ({"model.blocks": 10**9}, "describes a network of 2,000,000,000 blocks"),
+        ({"model.multipliers": [1] * 1000}, "describes a network of 1,000 blocks"),
+        ({"model.mode": "reg-drl", "encoder.widen": 1e300}, "no network that can be built|do not fit"),
+        ({"shape": [3, 2**40, 2**40]}, "tells of images"),
+        ({"shape": [8, 8]}, "tells of images"),
+        ({"shape": [1, 8, 8]}, "and 3 scales, expected"),
+    ],
+)
+def test_a_size_that_is_not_that_of_the_weights_is_refused_before_it_is_made(fields, sentence, world, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    record = json.loads((run / "config.json").read_text())
+    record["shape"] = fields.get("shape", record["shape"])
+    record["config"] |= {"sde.name": "ve", **{name: value for name, value in fields.items() if name != "shape"}}
+    (run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=sentence):
+        checkpoint.load_score_model(run)
+
+
+def test_an_array_of_another_folder_is_none_of_this_one(tmp_path):
+    arrays.write_folder(tmp_path / "a", "kind", {"x": np.zeros(2)})
+    arrays.write_array(tmp_path / "secret.npy", np.zeros(2))
+    meta = json.loads((tmp_path / "a/meta.json").read_text())
+    meta["arrays"] = {"../secret": meta["arrays"]["x"]}
+    arrays.write_json(tmp_path / "a/meta.json", meta)
+    with pytest.raises(ValueError, match=r"names an array '../secret' of another folder"):
+        arrays.read_folder(tmp_path / "a", "kind")
+
+
+def test_a_matplotlibrc_of_the_folder_has_no_say(monkeypatch, capsys):
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    assert launched(lambda argv: int(matplotlib.rcParams["text.usetex"]), [], capsys)[0] == 0
