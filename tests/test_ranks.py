@@ -87,7 +87,11 @@ def worlds(tmp_path_factory) -> tuple[Path, Path]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its path in it."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 @pytest.mark.parametrize("what", ["drl/trajectories", "drl/moments", "params"])
