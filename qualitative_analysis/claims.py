@@ -50,7 +50,8 @@ SHAPES = {  # what the claims and the report read of these files, as `arrays.exp
     },
     "attention": {"attributes": {...: {"most_attended": float, "images": int, "seeds": [int]}}},
     "information": {
-        "source": str, "ceiling": float, "beyond_ceiling": list,
+        "source": str, "ceiling": float, "beyond_ceiling": list, "still_rising?": list, "beyond_known?": list,
+        "known?": [{"truth": float, "nats": float}], "known_up_to?": (float, None),
         "protocol": {"dimension": int, "width": int, "seeds": [int], "rows": {"fit": int, "validation": int, "held_out": int}},
     },
 }  # fmt: skip

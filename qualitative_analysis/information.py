@@ -11,25 +11,33 @@ are cut in three: some fit the critic, some choose its best iterate, and the val
 Every pair of times and every seed is one critic; all of them train in one loop as batched matrix products. Seeds share
 their rows and starts between pairs, so a pair's estimate is the same alone and among others, up to rounding.
 
+A critic sees each feature as its normal score, the normal quantile of its rank among the rows that fit: I is unchanged under
+monotone maps of the features, and heavy tails, which make a standardised feature nearly constant, are gone.
+
 What no estimate can do: certify more than about ln n nats from n held-out rows (McAllester and Stratos, 2020), the
 `ceiling`. And I(Z; Z) of a continuous code is infinite: no estimate of it is an entropy, so a time is never paired
-with itself.
+with itself. What this one does not do: reach the truth where a critic of this size, on so many rows of so many features,
+does not find it. Neither the deviation over seeds nor the error of the rows tells; `known_answers` does, and `rising`.
 
 Legend: N rows (images), T times, D features, P pairs, S seeds, C = P * S critics, B batch, H width.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from scipy import special
 
 from diffusion_model import experiment
 
-SHIFTS = 8  # cyclic shifts of the rows that stand for the product of the marginals where a value is read off
-LOOK_SHIFTS = 2  # the same for a look at the validation rows, which only ranks iterates
+PARTNERS = 8  # other rows of y that stand for independent ones of each row of x where a value is read off
+LOOK_PARTNERS = 2  # the same for a look at the validation rows, which only ranks iterates
+HIDDEN = 2**20  # hidden units of the rows that a critic reads off at once
+NEAR_THE_END = 0.9  # of the steps: a critic at its best later than this, with patience left, still rises
 CHUNK_BYTES = 4 * 2**20  # hidden units of one chunk of critics in a training step; larger ones miss the cache
 RATIO_LIMIT = 10.0  # exp of at most this multiplies a gradient whose moving average lags behind
 
@@ -79,6 +87,12 @@ class Estimate:
     per_seed: tuple[float, ...]
     steps: tuple[int, ...]  # the best iterate of each seed
     ceiling: float
+    rising: int = 0  # seeds whose critic was at its best near the end of the training: more steps may give more
+
+    @property
+    def still_rising(self) -> bool:
+        """Whether most seeds were rising; one alone may have its best look there by chance."""
+        return 2 * self.rising > len(self.per_seed)
 
     @property
     def beyond_ceiling(self) -> bool:
@@ -118,35 +132,37 @@ def estimate(
     dimension = max(x.shape[1], y.shape[1])
     padded = [np.pad(part, ((0, 0), (0, dimension - part.shape[1]))) for part in (x, y)]  # zeros carry nothing
     rows = split_rows(len(x)) if rows is None else rows
-    return next(estimate_pairs(np.stack(padded, axis=1), [(0, 1)], rows, settings, seeds))[1]
+    return next(estimate_pairs(padded, [(0, 1)], rows, settings, seeds))[1]
 
 
 def estimate_pairs(
-    z: np.ndarray,
+    codes: Iterable[np.ndarray],
     pairs: Sequence[tuple[int, int]],
     rows: Rows,
     settings: Mine | None = None,
     seeds: Sequence[int] = (0,),
     device: str | torch.device = "cpu",
 ) -> Iterator[tuple[tuple[int, int], Estimate]]:
-    """Yield (pair, Estimate) for pairs of time indices into z [N, T, D], chunk by chunk of critics.
+    """Yield (pair, Estimate) for pairs of indices into codes, T arrays [N, D], chunk by chunk of critics.
 
-    A critic that diverges yields NaN: the caller records it as failed.
+    The arrays are taken one after another and held once, in float32. The order of the rows decides nothing. A critic that
+    diverges yields NaN: the caller records it as failed.
     """
+    if not pairs:
+        return
     settings = settings or Mine()
     check_rows(rows)
-    parts = standardised(z, rows, device)  # each [T, n, D]
+    parts = normal_scores(codes, 1 + max(map(max, pairs)), rows, device)  # each [T, n, D]
     workers = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     fitting = len(seeds) * settings.batch * 2 * settings.width * 4  # bytes of one layer's hidden units for one pair
     size = max(1, min(CHUNK_BYTES // fitting, math.ceil(len(pairs) / workers)))
     chunks = [list(pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
     def run(chunk: list[tuple[int, int]]) -> list[Estimate]:
-        critics, steps = fit_critics(parts, chunk, settings, seeds)
-        with torch.no_grad():
-            values, errors = bound(critics, parts["held_out"], chunk, len(seeds), SHIFTS)
+        critics, steps, rising = fit_critics(parts, chunk, settings, seeds)
+        values, errors = bound(critics, parts["held_out"], chunk, len(seeds), PARTNERS)
         held = [slice(index * len(seeds), (index + 1) * len(seeds)) for index in range(len(chunk))]
-        return [_summarise(values[mine], errors[mine], steps[mine], rows.ceiling) for mine in held]
+        return [_summarise(values[mine], errors[mine], steps[mine], rows.ceiling, rising[mine]) for mine in held]
 
     # One thread a chunk: products this small lose more at the barriers between threads than they gain.
     pool = futures.ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -157,23 +173,61 @@ def estimate_pairs(
         pool.shutdown(cancel_futures=True)
 
 
-def _summarise(values: torch.Tensor, errors: torch.Tensor, steps: torch.Tensor, ceiling: float) -> Estimate:
+def _summarise(
+    values: torch.Tensor, errors: torch.Tensor, steps: torch.Tensor, ceiling: float, rising: torch.Tensor
+) -> Estimate:
     deviation = float(values.std()) if len(values) > 1 else None
     per_seed = tuple(float(value) for value in values)
-    return Estimate(float(values.mean()), deviation, float(errors.mean()), per_seed, tuple(steps.tolist()), ceiling)
+    return Estimate(
+        float(values.mean()),
+        deviation,
+        float(errors.mean()),
+        per_seed,
+        tuple(steps.tolist()),
+        ceiling,
+        int(rising.sum()),
+    )
 
 
-def standardised(z: np.ndarray, rows: Rows, device: str | torch.device) -> dict[str, torch.Tensor]:
-    """The three parts as [T, n, D], each feature to mean 0 and deviation 1 on the fit rows (this leaves I unchanged)."""
-    z = np.asarray(z, np.float32)
-    if z.ndim != 3 or not np.isfinite(z).all():
-        raise ValueError(f"mutual information needs finite codes [N, T, D], got shape {z.shape} or values not finite")
-    fit = z[rows.fit]
-    mean, deviation = fit.mean(0), fit.std(0)
-    deviation = np.where(deviation > 1e-6 * np.abs(mean) + 1e-12, deviation, np.inf)  # a dead feature becomes 0
-    parts = {"fit": fit, "validation": z[rows.validation], "held_out": z[rows.held_out]}
-    scaled = {name: ((part - mean) / deviation).transpose(1, 0, 2) for name, part in parts.items()}
-    return {name: torch.from_numpy(np.ascontiguousarray(part)).to(device) for name, part in scaled.items()}
+def normal_scores(
+    codes: Iterable[np.ndarray], count: int, rows: Rows, device: str | torch.device
+) -> dict[str, torch.Tensor]:
+    """The three parts of the first `count` codes [N, D] as [T, n, D], each feature by its normal scores.
+
+    One time is read, scored and cut at once: beside the parts, memory holds two copies of a single time.
+    """
+    parts: dict[str, torch.Tensor] = {}
+    for time, z in enumerate(itertools.islice(codes, count)):
+        dimension = next(iter(parts.values())).shape[-1] if parts else z.shape[-1]
+        if z.ndim != 2 or z.shape[1] != dimension or not np.isfinite(z).all():
+            raise ValueError(
+                f"mutual information needs finite codes [N, {dimension}], got shape {z.shape} or values not finite"
+            )
+        if not parts:
+            parts = {
+                name: torch.empty(count, len(index), dimension, device=device) for name, index in vars(rows).items()
+            }
+        columns = np.array(z.T, np.float32, order="C")
+        del z
+        for column in columns:
+            column[:] = _scores(column, rows.fit)
+        for name, index in vars(rows).items():
+            parts[name][time] = torch.from_numpy(columns[:, index]).T
+    return parts
+
+
+def _scores(column: np.ndarray, fit: np.ndarray) -> np.ndarray:
+    """A feature [N] as the normal quantiles of its ranks among the rows `fit`, to mean 0 and deviation 1 there.
+
+    Equal values share their mean rank, values between two are interpolated, those beyond all are the last; a dead feature is 0.
+    """
+    fitted = column[fit].astype(np.float64)
+    if fitted.std() <= 1e-6 * abs(fitted.mean()) + 1e-12:
+        return np.zeros_like(column)
+    values, counts = np.unique(fitted, return_counts=True)
+    scores = special.ndtri((np.cumsum(counts) - counts / 2) / len(fitted))
+    scores -= np.average(scores, weights=counts)
+    return np.interp(column, values, scores / math.sqrt(np.average(scores**2, weights=counts)))
 
 
 class Elu(torch.autograd.Function):
@@ -211,6 +265,12 @@ class Critics:
         """The first layer's two halves for x, y [C, B, D]: each row is multiplied once, whatever it is paired with."""
         return torch.baddbmm(self.weights["first_bias"], x, self.weights["x"]), torch.bmm(y, self.weights["y"])
 
+    def only(self, index: int) -> "Critics":
+        """One of them."""
+        one = object.__new__(Critics)
+        one.weights = {name: weight[index : index + 1] for name, weight in self.weights.items()}
+        return one
+
     def score(self, from_x: torch.Tensor, from_y: torch.Tensor) -> torch.Tensor:
         """f of rows paired one to one, from their halves [C, B, H]."""
         hidden = Elu.apply(from_x + from_y)
@@ -220,18 +280,19 @@ class Critics:
 
 def fit_critics(
     parts: dict[str, torch.Tensor], pairs: Sequence[tuple[int, int]], settings: Mine, seeds: Sequence[int]
-) -> tuple[Critics, torch.Tensor]:
-    """Critics at the iterate that is best on the validation rows, and the step of that iterate for each [C]."""
+) -> tuple[Critics, torch.Tensor, torch.Tensor]:
+    """Critics at the iterate that is best on the validation rows, its step, and whether it still rises, for each [C]."""
     fit = parts["fit"]
     critics = Critics(fit.shape[-1], settings.width, len(pairs), seeds, fit.device)
     optimiser = torch.optim.Adam(critics.weights.values(), lr=settings.learning_rate, fused=True)
     draws = [experiment.generator("mutual information batches", seed) for seed in seeds]
     log_average = torch.zeros(len(pairs) * len(seeds), device=fit.device)  # ln of the moving average of E[exp f]
-    best = _Best(critics, parts["validation"], pairs, len(seeds), settings.patience)
+    best = _Best(critics, parts["validation"], pairs, len(seeds), settings)
+    first, second = (torch.tensor([pair[side] for pair in pairs])[:, None, None] for side in (0, 1))
     for step in range(1, settings.steps + 1):
         chosen = [torch.randperm(fit.shape[1], generator=draw)[: settings.batch] for draw in draws]
-        x, y = paired(fit[:, torch.stack(chosen).to(fit.device)], pairs)
-        from_x, from_y = critics.project(x, y)
+        batch = torch.stack(chosen)  # [S, B]
+        from_x, from_y = critics.project(fit[first, batch].flatten(0, 1), fit[second, batch].flatten(0, 1))
         joint = critics.score(from_x, from_y).mean(1)
         product = log_mean_exp(critics.score(from_x, from_y.roll(1, dims=1)), dim=1)
         log_average = moving_average(log_average, product.detach(), settings.ema_rate)
@@ -241,7 +302,7 @@ def fit_critics(
         optimiser.step()
         if (step % settings.check_every == 0 or step == settings.steps) and best.look(step):
             break
-    return best.restore()
+    return critics, best.restore(), best.rising()
 
 
 class _Best:
@@ -251,9 +312,10 @@ class _Best:
     """
 
     def __init__(
-        self, critics: Critics, rows: torch.Tensor, pairs: Sequence[tuple[int, int]], seeds: int, patience: int
+        self, critics: Critics, rows: torch.Tensor, pairs: Sequence[tuple[int, int]], seeds: int, settings: Mine
     ) -> None:
-        self.critics, self.rows, self.pairs, self.seeds, self.patience = critics, rows, pairs, seeds, patience
+        self.critics, self.rows, self.pairs, self.seeds = critics, rows, pairs, seeds
+        self.patience, self.end = settings.patience, NEAR_THE_END * settings.steps
         count = len(pairs) * seeds
         self.values = torch.full((count,), -math.inf, device=rows.device)
         self.steps = torch.zeros(count, dtype=torch.long, device=rows.device)
@@ -264,7 +326,7 @@ class _Best:
     @torch.no_grad()
     def look(self, step: int) -> bool:
         """Keep the critics that improved; returns whether all have ended."""
-        values, _ = bound(self.critics, self.rows, self.pairs, self.seeds, LOOK_SHIFTS)
+        values, _ = bound(self.critics, self.rows, self.pairs, self.seeds, LOOK_PARTNERS)
         running = self.idle < self.patience
         improved = (values > self.values) & running
         self.idle = torch.where(improved, 0, self.idle + 1)
@@ -276,39 +338,64 @@ class _Best:
         return not bool((self.idle < self.patience).any())
 
     @torch.no_grad()
-    def restore(self) -> tuple[Critics, torch.Tensor]:
+    def restore(self) -> torch.Tensor:
+        """Give the critics their best iterates; returns the steps of these."""
         for name, weight in self.critics.weights.items():
             weight.copy_(self.weights[name])
-        return self.critics, self.steps
+        return self.steps
+
+    def rising(self) -> torch.Tensor:
+        """Whether each was at its best near the end of the training, and not ended before."""
+        return (self.steps > self.end) & (self.idle < self.patience)
 
 
-def paired(z: torch.Tensor, pairs: Sequence[tuple[int, int]], seeds: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both sides of every pair as [C, B, D], from z [T, S, B, D] (rows of each seed) or [T, B, D] (the same for all seeds)."""
-    if z.ndim == 3:
-        z = z[:, None].expand(-1, seeds, -1, -1)
-    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    return z[first].flatten(0, 1), z[second].flatten(0, 1)
-
-
+@torch.no_grad()
 def bound(
-    critics: Critics, z: torch.Tensor, pairs: Sequence[tuple[int, int]], seeds: int, shifts: int
+    critics: Critics, z: torch.Tensor, pairs: Sequence[tuple[int, int]], seeds: int, partners: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The Donsker-Varadhan bound of each critic [C] on rows z [T, n, D], and its standard error over the rows.
 
-    The product of the marginals is represented by `shifts` cyclic shifts of y against x. The error is the spread of
-    each row's first-order contribution: f(x_i, y_i) - (mean over x_i's product pairs + mean over y_i's) / E[exp f].
+    The error is the spread of each row's first-order contribution: f(x_i, y_i) - (mean over x_i's product pairs + mean
+    over y_i's) / E[exp f]. Critics are read off one after another, some rows at once.
     """
-    x, y = paired(z, pairs, seeds)
-    count = x.shape[1]
-    moves = sorted({1 + index * (count - 1) // shifts for index in range(shifts)})
-    from_x, from_y = critics.project(x, y)
-    joint = critics.score(from_x, from_y)  # [C, n]
-    product = torch.stack([critics.score(from_x, from_y.roll(move, dims=1)) for move in moves], dim=1)  # [C, K, n]
-    log_mean = log_mean_exp(product.flatten(1), dim=1)
-    relative = (product - log_mean[:, None, None]).exp()
-    as_y = torch.stack([relative[:, index].roll(-move, dims=1) for index, move in enumerate(moves)], dim=1)
-    contribution = joint - relative.mean(1) - as_y.mean(1)
-    return joint.mean(1) - log_mean, contribution.std(1) / math.sqrt(count)
+    others = product_rows(z.shape[1], partners).to(z.device)  # [K, n]
+    found = []
+    for index in range(len(pairs) * seeds):
+        first, second = pairs[index // seeds]
+        joint, product = _read_off(critics.only(index), z[first], z[second], others)
+        log_mean = log_mean_exp(product.flatten(), dim=0)
+        relative = (product - log_mean).exp()
+        as_y = torch.empty_like(relative).scatter_(1, others, relative)
+        contribution = joint - relative.mean(0) - as_y.mean(0)
+        found.append((joint.mean() - log_mean, contribution.std() / math.sqrt(len(joint))))
+    values, errors = zip(*found, strict=True)
+    return torch.stack(values), torch.stack(errors)
+
+
+def _read_off(
+    critic: Critics, x: torch.Tensor, y: torch.Tensor, others: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """f of the rows of x, y [n, D] as they are paired [n], and of each x with its K other y [K, n]."""
+    scores, at_once = [], max(1, HIDDEN // critic.weights["hidden"].shape[-1])
+    own = torch.arange(len(x), device=x.device)[None]
+    from_y = torch.bmm(y[None], critic.weights["y"])
+    for rows in own[0].split(at_once):
+        from_x = torch.baddbmm(critic.weights["first_bias"], x[None, rows], critic.weights["x"])
+        scores.append(torch.cat([critic.score(from_x, from_y[:, partner[rows]]) for partner in (*own, *others)]))
+    joint, *product = torch.cat(scores, dim=1)
+    return joint, torch.stack(product)
+
+
+def product_rows(count: int, partners: int) -> torch.Tensor:
+    """Rows of y [K, n] that stand for independent ones of each row of x: K permutations that never pair a row with its own.
+
+    They are cyclic shifts along a random order by a fixed seed: the order in which the rows came, which may be by class,
+    decides nothing.
+    """
+    order = torch.randperm(count, generator=experiment.generator("mutual information products"))
+    place = torch.argsort(order)
+    moves = sorted({1 + index * (count - 1) // partners for index in range(partners)})
+    return torch.stack([order[(place + move) % count] for move in moves])
 
 
 def log_mean_exp(values: torch.Tensor, dim: int) -> torch.Tensor:
@@ -319,27 +406,3 @@ def log_mean_exp(values: torch.Tensor, dim: int) -> torch.Tensor:
 def moving_average(log_average: torch.Tensor, log_value: torch.Tensor, rate: float) -> torch.Tensor:
     """ln((1 - rate) * average + rate * value), from and to logarithms."""
     return torch.logaddexp(log_average + math.log1p(-rate), log_value + math.log(rate))
-
-
-def correlated_normals(count: int, dimension: int, rho: float, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """x, y [N, D] of standard normals whose columns correlate pairwise by rho, and I = -D/2 ln(1 - rho^2)."""
-    draws = np.random.default_rng(experiment.seed_of("correlated normals", seed))
-    x, noise = draws.standard_normal((2, count, dimension))
-    return x, rho * x + math.sqrt(1 - rho**2) * noise, -dimension / 2 * math.log1p(-(rho**2))
-
-
-def additive_uniform(count: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """x uniform on [0, 1], y = x + noise uniform on [-spread, spread]; I = spread - ln(2 spread), or 1/(4 spread) above 1/2."""
-    draws = np.random.default_rng(experiment.seed_of("additive uniform", seed))
-    x = draws.random((count, 1))
-    nats = spread - math.log(2 * spread) if spread <= 0.5 else 1 / (4 * spread)
-    return x, x + draws.uniform(-spread, spread, (count, 1)), nats
-
-
-# Pairs (x, y) whose mutual information is known in closed form; the numbers agree with the bmi benchmark's.
-TASKS: dict[str, Callable[[int, int], tuple[np.ndarray, np.ndarray, float]]] = {
-    "independent": lambda count, seed: correlated_normals(count, 4, 0.0, seed),
-    "bivariate normal": lambda count, seed: correlated_normals(count, 1, 0.75, seed),
-    "normals in 4 dimensions": lambda count, seed: correlated_normals(count, 4, 0.6, seed),
-    "additive uniform": lambda count, seed: additive_uniform(count, 0.75, seed),
-}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_model import arrays, checkpoint, experiment, figures
-from qualitative_analysis import claims, page
+from qualitative_analysis import claims, known_answers, page
 
 NOT_LOSSES = ("step", "images", "images_per_second", "memory_mb", "seconds_left")
 RECORD = {"images": int, "images_per_second?": float, "memory_mb?": float, ...: (float, None)}  # of metrics.jsonl
@@ -375,7 +375,27 @@ def information_caption(path: Path, workdir: Path) -> str:
         f"{protocol['dimension']} features: MINE, a lower bound found by critics of width {protocol['width']} on {rows['fit']} "
         f"rows, their best iterate chosen on {rows['validation']} and the value read off on {rows['held_out']} rows that neither "
         f"saw; mean over {len(protocol['seeds'])} seeds. {rows['held_out']} rows certify about {content['ceiling']:.2f} nats (their "
-        f"logarithm); {above} pairs lie above. The diagonal is left out: a continuous code's information about itself is infinite."
+        f"logarithm); {above} pairs lie above. {known_caption(content)}The diagonal is left out: a continuous code's information about "
+        "itself is infinite."
+    )
+
+
+def known_caption(content: dict[str, Any]) -> str:
+    """What the end of the training and known answers say of a map; nothing of one that was made before they were kept."""
+    told = (
+        f"Triangles: {len(content['still_rising'])} pairs still rising at the end. "
+        if "still_rising" in content
+        else ""
+    )
+    if not content.get("known"):
+        return told
+    reached, count = content["known_up_to"], sum(content["protocol"]["rows"].values())
+    answers = known_answers.in_words((one["truth"], one["nats"]) for one in content["known"])
+    found = "none came" if reached is None else f"those up to {reached:.2f} came"
+    return (
+        f"{told}Normals of as many features on as many rows (n = {count}), of which the truth is known: {answers}; {found} back to a "
+        f"fifth. Circles: {len(content['beyond_known'])} pairs above, of which the truth may be far larger; errors over seeds and "
+        "rows do not tell. "
     )
 
 

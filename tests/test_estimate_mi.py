@@ -10,7 +10,7 @@ from diffusion_model import experiment, figures, results, trajectories
 from qualitative_analysis import estimate_mi
 
 FAST = ["--granularity", "2", "--seeds", "0", "1", "--width", "16", "--steps", "60", "--batch", "64",
-        "--learning-rate", "4e-3", "--check-every", "20", "--device", "cpu"]  # fmt: skip
+        "--learning-rate", "4e-3", "--check-every", "20", "--device", "cpu", "--known"]  # fmt: skip
 
 
 def write_store(run, source="encoder", shift=0.0, times=(0.0, 0.5, 1.0)):
@@ -71,6 +71,39 @@ def test_map_summary_and_resume(tmp_path, capsys):
     assert all(path.read_bytes() == content for path, content in before.items() if path != near.path)
 
 
+def test_known_answers_stand_beside_the_map(tmp_path, capsys):
+    """At the map's own rows and features: a cell each, the pairs above those that came back, in table, summary and words."""
+    store = write_store(tmp_path / "run")
+    quick = [*FAST, "0", "3"]
+    assert estimate_mi.main([str(store), *quick]) == 0
+    told = capsys.readouterr().out
+    root = tmp_path / "run" / "mutual_information"
+    none, three = (results.read_cell(results.cell_path(root, source="encoder", known=nats)) for nats in (0.0, 3.0))
+    assert abs(none.value["nats"]) < 0.1 and 0.3 < three.value["nats"] < 2.4  # 60 steps do not find 3 nats
+    assert three.value["still_rising"] and not none.value["beyond_ceiling"]
+    near = results.read_cell(results.cell_path(root, source="encoder", first=0.0, second=0.5))
+    assert three.protocol == {name: value for name, value in near.protocol.items() if name != "codes"}
+
+    summary = json.loads((root / "summary_encoder.json").read_text())
+    assert [one["truth"] for one in summary["known"]] == [0.0, 3.0]
+    assert summary["known_up_to"] == max(0.0, none.value["nats"]) and [0.0, 0.5] in summary["beyond_known"]
+    assert [0.0, 0.5] in summary["still_rising"] and summary["beyond_ceiling"] == []
+    table = figures.read_table(root / "matrix_encoder.csv")
+    assert (table["still_rising"][0], table["beyond_known"][0], table["beyond_ceiling"][0]) == ("1", "1", "0")
+    assert (
+        f"known answers: 0 gives {none.value['nats']:.2f}, 3 gives {three.value['nats']:.2f}; recovered up to" in told
+    )
+    assert f"0 pairs above it, {len(summary['still_rising'])} still rising at the end" in told
+
+    three.path.unlink()
+    assert estimate_mi.main([str(store), *quick]) == 0
+    again = results.read_cell(three.path)
+    assert again.value["nats"] == pytest.approx(three.value["nats"], abs=1e-4)
+    assert estimate_mi.main([str(store), *FAST]) == 0  # left out, the map claims nothing of them
+    summary = json.loads((root / "summary_encoder.json").read_text())
+    assert (summary["known"], summary["known_up_to"], summary["beyond_known"]) == ([], None, [])
+
+
 def test_fit_on_test_needs_no_train_split_and_is_another_protocol(tmp_path, capsys):
     store = write_store(tmp_path / "run")
     for path in (store / "train").iterdir():
@@ -123,6 +156,19 @@ def test_sentences(tmp_path, capsys):
         assert status == 2 and text in sentence and sentence.count("\n") == 1
     status, sentence = refused([store, "--seeds", "0", "0"], capsys)
     assert status == 2 and "expected each seed once" in sentence
+    assert refused([store, "--known", "2", "2"], capsys) == (2, "error: --known 2 2: expected each number once\n")
+    assert refused([store, "--known", "1", "-1"], capsys) == (2, "error: --known -1: expected at least 0\n")
+    narrow = trajectories.Writer(
+        tmp_path / "a" / "trajectories" / "b" / "train", [0.0, 1.0], np.zeros((9, 1)), {"label": 2}, 2
+    )
+    wide = trajectories.Writer(
+        tmp_path / "a" / "trajectories" / "b" / "test", [0.0, 1.0], np.zeros((9, 1)), {"label": 2}, 3
+    )
+    for writer, dimension in ((narrow, 2), (wide, 3)):
+        for time in (0.0, 1.0):
+            writer.write(time, np.ones((9, dimension), np.float32))
+    status, sentence = refused([tmp_path / "a" / "trajectories" / "b", "--times", "0", "1"], capsys)
+    assert status == 1 and "holds codes of 2 in train and 3 in test, expected one number of features" in sentence
 
 
 def test_help_is_true(capsys):

@@ -101,11 +101,34 @@ def template(tmp_path_factory):
     arrays.write_json(drl / "attention" / "profile.json", {"attributes": attention, "command": "python profile"})
     draw(drl / "mutual_information" / "matrix_encoder")
     arrays.write_json(drl / "mutual_information" / "summary_encoder.json", {
-        "source": "encoder", "ceiling": 5.3, "beyond_ceiling": [], "command": "python estimate_mi.py <runs>",
+        "source": "encoder", "ceiling": 5.3, "beyond_ceiling": [], "still_rising": [[0, 1]], "beyond_known": [],
+        "known": [{"truth": 0.0, "nats": 0.01}, {"truth": 1.0, "nats": 0.9}], "known_up_to": 0.9, "command": "python estimate_mi.py <runs>",
         "protocol": {"width": 16, "dimension": 8, "seeds": [0], "rows": {"fit": 320, "validation": 80, "held_out": 200}},
     })  # fmt: skip
     write_report.main([str(tmp_path)])
     return tmp_path
+
+
+def test_a_map_of_information_says_what_its_estimator_found_of_known_answers(study):
+    path = study / "runs" / "drl" / "mutual_information" / "summary_encoder.json"
+    page = (study / "report.html").read_text()
+    assert "Triangles: 1 pairs still rising at the end. Normals of as many features on as many rows (n = 600)" in page
+    assert "0 gives 0.01, 1 gives 0.90; those up to 0.90 came back to a fifth. Circles: 0 pairs above" in page
+    content = arrays.read_json(path)
+    arrays.write_json(
+        path, content | {"known": [{"truth": 0.0, "nats": 0.3}], "known_up_to": None, "beyond_known": [[0, 1]]}
+    )
+    write_report.main([str(study)])
+    assert "0 gives 0.30; none came back to a fifth. Circles: 1 pairs above" in (study / "report.html").read_text()
+    earlier = {
+        name: value
+        for name, value in content.items()
+        if name not in ("still_rising", "known", "known_up_to", "beyond_known")
+    }
+    arrays.write_json(path, earlier)  # of a map made before known answers were kept
+    write_report.main([str(study)])
+    page = (study / "report.html").read_text()
+    assert "pairs lie above. The diagonal is left out" in page and "Circles" not in page
 
 
 def test_curves_of_accuracies_are_shown_where_they_are(study):
