@@ -30,7 +30,7 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     moments*             streaming mean and second moment, exact for pixels
     features* fid*       images -> features; moments and features -> Frechet and kernel distances
     trajectories*        representations of N images at T times
-    readouts encoding    sources of representations; one pass of them over the images, into stores
+    readouts* encoding   sources of representations; one pass of them over the images, into stores
     row_files*           a large array written by rows, by ranks side by side, resumed where it was killed
     checkpoint*          save, resume, load a run
 

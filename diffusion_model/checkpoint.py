@@ -5,9 +5,11 @@ RUN/config.json says what the run is; RUN/checkpoints/STEP/ holds `model`, `aver
 published for others to start from holds `weights.safetensors` (half precision) beside config.json instead.
 """
 
+import errno
 import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -256,6 +258,22 @@ def publish(run: Path, out: Path, process: str | type[LinearSDE] | None = None, 
         raise ValueError(f"{out} holds a run of its own, which the small run would replace: give another --out")
     weights = dict(model.named_parameters())
     tensors = {name: tensor.half() if name in weights else tensor for name, tensor in model.state_dict().items()}
-    arrays.write_tensors(Path(out) / "weights.safetensors", tensors)
-    arrays.write_json(Path(out) / "config.json", {**record, "step": model.step, "provenance": provenance})
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{Path(out).name}.", suffix=".tmp", dir=Path(out).parent) as beside:
+        made = Path(beside) / Path(out).name
+        arrays.write_tensors(made / "weights.safetensors", tensors)
+        arrays.write_json(made / "config.json", {**record, "step": model.step, "provenance": provenance})
+        _move(made, Path(out))
     return Path(out)
+
+
+def _move(made: Path, out: Path) -> None:
+    """Give a small run its place, whole; what lies there already stays, and is a ValueError unless it is this run."""
+    try:
+        made.rename(out)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        names = ("weights.safetensors", "config.json")
+        if any(not (out / name).is_file() or (out / name).read_bytes() != (made / name).read_bytes() for name in names):
+            raise ValueError(f"{out} holds another run or other files: remove it or give another --out") from None

@@ -9,7 +9,6 @@ Legend: N images, C channels, H x W pixels, A label columns.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import os
 import re
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import arrays, blocks
+from diffusion_model import arrays, blocks, locks
 from diffusion_model.blocks import BLOCK
 from diffusion_model.experiment import UsageError, generator, nearest
 from diffusion_model.own_arrays import load_own, mark_of_own
@@ -361,10 +360,10 @@ def prepare(
     if _is_prepared(folder):  # asked without the lock: a folder that cannot be written is as good
         _refuse_other_source(folder, source, size)
         if _left(folder, *TEMPORARY, *RESUMED):
-            with contextlib.suppress(OSError), _lock(root / f".{name}.lock"):
+            with contextlib.suppress(OSError), locks.held(root, "prepared", wait=True, name=f".{name}.lock"):
                 _clear(folder, *TEMPORARY, *RESUMED)
         return folder
-    with _lock(root / f".{name}.lock"):
+    with locks.held(root, "prepared", wait=True, name=f".{name}.lock"):
         if _is_prepared(folder):  # by the process that was waited for
             _refuse_other_source(folder, source, size)
         else:
@@ -412,15 +411,6 @@ def _load(
     _check_counts(name, kind, loaded)
     about = {"origin": kind.origin, "licence": kind.licence, "attributes": kind.attributes}
     return found, loaded, about | {"class_names": kind.class_names | loaded.class_names}
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time prepare a set: the others wait and then find it prepared."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _refuse_other_source(folder: Path, source: Path | str | None, size: int | None) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffusion_model import arrays, checkpoint, data, experiment, fid
+from diffusion_model import arrays, checkpoint, data, experiment, fid, locks
 from diffusion_model.moments import Moments, Statistics, read_npz
 
 WIDTH = 64  # F of the classifier
@@ -239,8 +239,9 @@ def reference(extractor: Extractor, dataset: data.Split, root: Path, batch: int 
         moments.update(codes)
         kept[places[places < len(kept)]] = codes.numpy()[places < len(kept)]
     try:
-        arrays.write_folder(folder / "kept", "features", {"features": kept}, **wanted)
-        moments.save(folder)
+        with locks.briefly(folder):
+            arrays.write_folder(folder / "kept", "features", {"features": kept}, **wanted)
+            moments.save(folder)
     except OSError as error:  # data of others, or a full disk: the distance can be told all the same
         reason = error.strerror or error
         print(f"the reference cannot be kept in {folder} ({reason}): it is made again each time", file=sys.stderr)

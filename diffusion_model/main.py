@@ -35,7 +35,9 @@ from diffusion_model import (
     figures,
     footprint,
     ranks,
+    readouts,
     reports,
+    results,
     run_state,
     sampling,
     sde,
@@ -341,31 +343,40 @@ def sample(args: Any, device: torch.device) -> int:
     """Draw images from a run; reconstruct given ones with a run that has a decoder. Ranks share the images."""
     churn = churn_of(args)
     model = checkpoint.load_score_model(args.workdir, device=device, process=args.process)
-    given = None
+    given, of_images = None, {}
     if model.encoder is not None:
         if args.images is None:
             raise experiment.UsageError(
                 f"{args.workdir} has model.mode {model.mode}, which needs the code of an image: pass --images train or --images test"
             )
         split = data.open_split_of(checkpoint.read_run(args.workdir), args.images, args.data)
-        given = split.sample(args.n).images
+        given, of_images = split.sample(args.n).images, {"images": split.split, "images_hash": split.hash}
     elif args.images is not None:
         raise experiment.UsageError(f"{args.workdir} has model.mode none and takes no --images")
     if model.decoder is not None:
-        return save_reconstructions(args, model, given)
+        return save_reconstructions(args, model, given, of_images)
     levels = make_levels(args.grid, model.sde, args.steps)
     count = args.n if given is None else len(given)
+    codes = "" if given is None else f"_{args.images}"
+    path = args.workdir / "samples" / f"{solver_name(args)}_seed{args.seed_base}{codes}_n{count}.npy"
+    protocol = protocol_of(model, seed_base=args.seed_base, n=count, sampler=args.sampler, steps=args.steps,
+                           grid=args.grid, level_min=float(levels[-2]), level_max=float(levels[0]), churn=args.churn,
+                           churn_levels=args.churn_levels, churn_noise=args.churn_noise, **of_images)  # fmt: skip
+    results.check_file(path, protocol)
     mine = ranks.share(count, args.batch)
     seeds = range(args.seed_base, args.seed_base + count)[mine.start : mine.stop]
     chosen = None if given is None else given[mine.start : mine.stop]
     pixels = ranks.gather_rows(sampling.sample_images(model, seeds, args.sampler, levels, args.batch, chosen, churn))
-    codes = "" if given is None else f"_{args.images}"
-    name = f"{solver_name(args)}_seed{args.seed_base}{codes}_n{count}"
     if pixels is not None:
-        arrays.write_array(args.workdir / "samples" / f"{name}.npy", pixels)
-        shown = figures.image_grid(pixels[:GRID], 8, args.workdir / "samples" / f"{name}.png")
-        print(f"{len(pixels)} images at step {model.step}: {shown.with_suffix('.npy')}, {shown}")
+        results.write_file(path, protocol, lambda place: arrays.write_array(place, pixels))
+        shown = figures.image_grid(pixels[:GRID], 8, path.with_suffix(".png"))
+        print(f"{len(pixels)} images at step {model.step}: {path}, {shown}")
     return 0
+
+
+def protocol_of(model: ScoreModel, **options: Any) -> dict[str, Any]:
+    """What decides images that a run makes: its step and weights, and these options."""
+    return {"step": model.step, "weights": readouts.fingerprint(model), **options}
 
 
 def churn_of(args: Any) -> Churn | None:
@@ -393,13 +404,15 @@ def solver_name(args: Any) -> str:
     return name
 
 
-def save_reconstructions(args: Any, model: ScoreModel, given: np.ndarray) -> int:
+def save_reconstructions(args: Any, model: ScoreModel, given: np.ndarray, of_images: dict[str, Any]) -> int:
     """samples/reconstructions_*: uint8 [N, T, C, H, W] at three times, and a picture: images, then a row a time."""
     mine, times = ranks.share(len(given), args.batch), (0.0, 0.5, 1.0)
+    path = args.workdir / "samples" / f"reconstructions_{args.images}_n{len(given)}.npy"
+    protocol = protocol_of(model, n=len(given), times=times, **of_images)
+    results.check_file(path, protocol)
     made = ranks.gather_rows(sampling.reconstruct_images(model, given[mine.start : mine.stop], times, args.batch))
     if made is not None:
-        path = args.workdir / "samples" / f"reconstructions_{args.images}_n{len(made)}.npy"
-        arrays.write_array(path, made)
+        results.write_file(path, protocol, lambda place: arrays.write_array(place, made))
         rows = np.concatenate([np.array(given[:8]), *np.moveaxis(made[:8], 1, 0)])
         shown = figures.image_grid(rows, min(8, len(given)), path.with_suffix(".png"))
         print(f"{len(made)} reconstructions at the times {times} at step {model.step}: {path}, {shown}")

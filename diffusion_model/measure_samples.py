@@ -55,16 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = data.root(args.data)
     split = data.open_split(args.dataset, args.split, root)
     images = read_images(args.samples, split, args.n, args.seed)
-    extractor = features.open_extractor(args.features, split, root, args.weights, experiment.choose_device(args.device))
+    train = split if args.split == "train" else data.open_split(args.dataset, "train", root)  # the classifier's own
+    extractor = features.open_extractor(args.features, train, root, args.weights, experiment.choose_device(args.device))
     if args.reference:
         known = features.read_reference(args.reference, extractor, told=args.extractor)
     else:
         known = features.reference(extractor, split, root)
     size = None if known.kept is None else subset_size(args.subset_size, min(len(images), len(known.kept)))
     options = {"size": size, "subsets": args.subsets, "seed": args.seed}
-    value: dict[str, Any] = features.measure(features.extract(extractor, images, "samples"), known, **options)
-    if args.floor:
-        value["floor"] = floor(extractor, split, known, len(images), options)
     protocol = {
         "dataset": split.name, "split": split.split, "data_hash": split.hash, "shape": list(split.shape),
         "n": len(images), "features": extractor.name, "weights": extractor.fingerprint, "resizing": extractor.resizing,
@@ -72,11 +70,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     if size is not None:
         protocol |= {"kernel_distance": extractor.kernel_distance, "subset_size": size, "subsets": args.subsets}
+    if size is not None or args.n is not None:
         protocol["seed"] = args.seed
-    key = {"features": extractor.name, "samples": args.samples.stem}
-    path = results.write_cell(args.out or args.samples.parent / "distances", key, value, protocol)
+    folder, key = (
+        args.out or args.samples.parent / "distances",
+        {"features": extractor.name, "samples": args.samples.stem},
+    )
+    value: dict[str, Any] = {"file": features.mark(args.samples)}
+    before = refuse_other(folder, key, protocol, value["file"])
+    value |= features.measure(features.extract(extractor, images, "samples"), known, **options)
+    if args.floor:
+        value["floor"] = floor(extractor, split, known, len(images), options)
+    elif "floor" in before:
+        value["floor"] = before["floor"]
+    path = results.write_cell(folder, key, value, protocol)
     print("\n".join([*sentences(value, protocol), str(path)]))
     return 0
+
+
+def refuse_other(folder: Path, key: dict[str, Any], protocol: dict[str, Any], file: str) -> dict[str, Any]:
+    """What is known of these very images, if anything; a result of other images or of another protocol is a ValueError.
+
+    Protocols do not tell images apart, for distances are there to compare those of several files.
+    """
+    cell = results.finished(folder, key, protocol)
+    if cell is not None and cell.value.get("file", file) != file:
+        raise ValueError(
+            f"{cell.path} is of other images of that name ({cell.value['file']} there, {file} now): remove it, or give "
+            "another --out"
+        )
+    return cell.value if cell is not None else {}
 
 
 def subset_size(wanted: int | None, there: int) -> int:

@@ -10,11 +10,13 @@ Expected: about 10 s for synthetic16 and a minute for Fashion-MNIST on 2 CPU cor
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from diffusion_model import arrays, data
+from diffusion_model import arrays, data, locks
 from diffusion_model.experiment import Above, AtLeast, Parser, choose_device, generator, launch, progress
 from diffusion_model.features import Classifier, classifier_folder
 
@@ -87,26 +89,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"{split.name} has no labels, so no classifier can be trained on it: use --features inception")
     folder = classifier_folder(split, root)
     protocol = {name: getattr(args, name) for name in ("images", "batch", "learning_rate", "width", "seed")}
+    if is_there(folder, split, protocol):
+        return 0
+    device = choose_device(args.device)
+    with locks.held(folder, "trained", wait=True):
+        if not is_there(folder, split, protocol):  # another command may have trained it meanwhile
+            make(folder, split, data.open_split(args.name, "test", root), protocol, device)
+    return 0
+
+
+def is_there(folder: Path, split: data.Split, protocol: dict[str, Any]) -> bool:
+    """Whether this very classifier is finished, which is said; another one there is a ValueError."""
     if arrays.is_finished(folder):
         meta = arrays.read_meta(folder, "classifier", "train it again")
         if meta["data_hash"] == split.hash and meta["protocol"] == protocol:
             print(f"skipped: {folder} is finished; test accuracy {_written(meta['accuracies'])}")
-            return 0
+            return True
         changed = sorted(name for name in protocol if meta["protocol"].get(name) != protocol[name]) or ["the data"]
         raise ValueError(f"{folder} was trained with other {', '.join(changed)}: remove it to train it anew")
-    device = choose_device(args.device)
+    return False
+
+
+def make(folder: Path, split: data.Split, test: data.Split, protocol: dict[str, Any], device: torch.device) -> None:
+    """Train the classifier and write it."""
     start = time.monotonic()
     network = train(split, device=device, **protocol)
-    found = accuracies(network, data.open_split(args.name, "test", root), device)
+    found = accuracies(network, test, device)
     path = folder / "weights.safetensors"
     arrays.write_tensors(path, network.state_dict())
     arrays.seal_folder(
         folder, "classifier", [], dataset=split.name, data_hash=split.hash, shape=list(split.shape),
-        attributes=split.attributes, width=args.width, fingerprint=f"{arrays.file_checksum(path):08x}",
+        attributes=split.attributes, width=protocol["width"], fingerprint=f"{arrays.file_checksum(path):08x}",
         protocol=protocol, accuracies=found,
     )  # fmt: skip
     print(f"{folder}: test accuracy {_written(found)} after {time.monotonic() - start:.0f} s")
-    return 0
 
 
 def _written(found: dict[str, float]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_model import arrays, results
+from diffusion_model import arrays, locks, results
 from downstream_classification import fitting
 from downstream_classification.mixing import HEADS
 from downstream_classification.plans import Group
@@ -89,9 +89,16 @@ def attends(args: argparse.Namespace, group: Group) -> bool:
 
 
 def attention_folder(store: Store, group: Group, seed: int) -> Path:
-    """Where the attention of a group's seed goes."""
-    named = {"source": group.source, "attribute": group.target.attributes[0], **group.hiding.key(), "seed": seed}
-    return results.cell_path(store.run / "attention", **named).with_suffix("")
+    """Where the attention of a group's seed goes; that over other times than all10 is named by them."""
+    times = {} if group.view == f"all{ATTENDED}" else {"times": group.view}
+    named = {
+        "source": group.source,
+        "attribute": group.target.attributes[0],
+        **times,
+        **group.hiding.key(),
+        "seed": seed,
+    }
+    return results.folder_beside(results.cell_path(store.run / "attention", **named))
 
 
 def missing(args: argparse.Namespace, store: Store, group: Group) -> Group:
@@ -115,21 +122,30 @@ def is_done(args: argparse.Namespace, store: Store, group: Group, seed: int) -> 
 def write(
     args: argparse.Namespace, store: Store, group: Group, seed: int, outcomes: Sequence[fitting.Outcome | None]
 ) -> None:
-    """Write the cells of one seed, after the split and the attention that belong to them."""
+    """Write the cells of one seed, after the split and the attention that belong to them.
+
+    Cells that another command has written meanwhile stay; those of another protocol are a ValueError, before anything is
+    written.
+    """
     parts = rows(args, group, seed)
     split = checksum(parts)
-    folder = store.run / "splits" / split
-    if not arrays.is_finished(folder):
-        held = dict(zip(("training", "validation"), parts, strict=True))
-        arrays.write_folder(folder, "split", held, seed=seed, fraction=args.validation_fraction, labels=group.labels,
-                            attributes=list(group.target.attributes), images=len(group.target.train))  # fmt: skip
-    if attends(args, group) and outcomes[0] is not None:
-        write_attention(args, store, group, seed, split, outcomes[0])
-    for view, place, key in group.cells(seed):
-        decided = protocol(args, store, group, view, group.target.attributes[place], split)
-        if results.finished(store.run / "classify", key, decided) is None:
-            found = value(outcomes[view], place if group.target.joint else None)
-            results.write_cell(store.run / "classify", key, found, decided)
+    with locks.briefly(store.run / "classify"):
+        cells = [
+            (view, place, key, protocol(args, store, group, view, group.target.attributes[place], split))
+            for view, place, key in group.cells(seed)
+        ]
+        missing = [entry for entry in cells if results.finished(store.run / "classify", *entry[2:]) is None]
+        folder = store.run / "splits" / split
+        if not arrays.is_finished(folder):
+            held = dict(zip(("training", "validation"), parts, strict=True))
+            arrays.write_folder(folder, "split", held, seed=seed, fraction=args.validation_fraction, labels=group.labels,
+                                attributes=list(group.target.attributes), images=len(group.target.train))  # fmt: skip
+        if attends(args, group) and outcomes[0] is not None:
+            write_attention(args, store, group, seed, split, outcomes[0])
+    for view, place, key, decided in missing:
+        results.write_cell(
+            store.run / "classify", key, value(outcomes[view], place if group.target.joint else None), decided
+        )
 
 
 def value(outcome: fitting.Outcome | None, place: int | None) -> dict[str, Any]:

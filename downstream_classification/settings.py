@@ -94,12 +94,21 @@ def name_of(runs: Sequence[Path]) -> str:
 
 
 def unique(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings, those that share a name or a label told apart by their number."""
-    found = []
-    for index, setting in enumerate(settings, 1):
-        others = [other for other in settings if other is not setting]
-        name, label = setting.name, setting.label
-        name += f"-{index}" if name in {other.name for other in others} else ""
-        label += f" ({index})" if label in {other.label for other in others} else ""
-        found.append(Setting(name, label, setting.runs, setting.config))
+    """The settings, those that share a name or a label told apart by a number that no other name has."""
+    names = numbered([setting.name for setting in settings], "{}-{}")
+    shown = numbered([setting.label for setting in settings], "{} ({})")
+    return [
+        Setting(name, label, setting.runs, setting.config)
+        for setting, name, label in zip(settings, names, shown, strict=True)
+    ]
+
+
+def numbered(names: Sequence[str], form: str) -> list[str]:
+    """The names, each that occurs more than once with its place behind it, or with the next number that makes it unlike all."""
+    found: list[str] = []
+    for index, name in enumerate(names, 1):
+        candidates = itertools.chain(
+            [name] * (names.count(name) == 1), (form.format(name, i) for i in itertools.count(index))
+        )
+        found.append(next(entry for entry in candidates if entry == name or entry not in {*names, *found}))
     return found

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -113,7 +114,7 @@ class Store:
         """How a fit of several attributes is called in keys."""
         if list(names) == list(self.train.attributes):
             return "all"
-        name = "+".join(names)
+        name = "+".join(quote(name, safe="") for name in names)  # a "+" within a name is none between names
         return name if len(name) <= LONGEST_NAME else f"{len(names)}-{zlib.crc32(name.encode()):08x}"
 
     def _target(self, attribute: str) -> Target:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_model import arrays, experiment, figures, ranks
+from diffusion_model import arrays, experiment, figures, ranks, readouts, results
 from diffusion_model.experiment import AtLeast
 from diffusion_model.samplers import GRIDS, SAMPLERS, evaluations, make_levels
 from diffusion_model.score_model import ScoreModel
@@ -70,6 +70,13 @@ def draw(args: Any, device: torch.device) -> int:
     form = form.mixture if isinstance(form, ClassConditional) else form
     grid = make_levels(args.grid, model.sde, args.steps)
     levels = grid[args.skip :] if args.to_level is None else below(args, model)
+    path = args.run / "samples" / f"{name_of(args)}.npy"
+    protocol = {
+        "step": model.step, "weights": readouts.fingerprint(model), "statistics": inputs.fingerprint(args.params),
+        "seed_base": args.seed_base, "n": args.n, "sampler": args.sampler, "steps": args.steps, "grid": args.grid,
+        "skip": args.skip, "first": float(grid[0]), "level": float(levels[0]),
+    }  # fmt: skip
+    results.check_file(path, protocol)
     mine = ranks.share(args.n, args.batch)
     seeds = range(args.seed_base, args.seed_base + args.n)[mine.start : mine.stop]
     jump = form if levels[0] < grid[0] else None
@@ -78,8 +85,7 @@ def draw(args: Any, device: torch.device) -> int:
     pieces = [model.scaling.to_pixels(x).cpu().numpy() for x in experiment.progress(made, "sampling", "batches", count)]
     pixels = ranks.gather_rows(np.concatenate(pieces) if pieces else np.empty((0, *model.shape), np.uint8))
     if pixels is not None:
-        path = args.run / "samples" / f"{name_of(args)}.npy"
-        arrays.write_array(path, pixels)
+        results.write_file(path, protocol, lambda place: arrays.write_array(place, pixels))
         shown = figures.image_grid(pixels[:SHOWN], 8, path.with_suffix(".png"))
         spent, whole = evaluations(args.sampler, levels), evaluations(args.sampler, grid)
         print(

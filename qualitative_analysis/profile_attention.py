@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_model import arrays, experiment, figures
+from diffusion_model import arrays, experiment, figures, results
 
 REMEDY = "run `python downstream_classification/classify.py RUN/trajectories/SOURCE --heads transformer` first"
 KIND = "attention"
@@ -81,15 +81,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def attribute_folders(args: argparse.Namespace) -> list[Path]:
     """Folders attribute=A of this source, in the order asked for."""
     root = args.run / "attention" / f"source={args.source}"
-    there = {folder.name.partition("=")[2]: folder for folder in sorted(root.glob("attribute=*"))}
+    there = {results.text_of(folder.name): folder for folder in sorted(root.glob("attribute=*"))}
     if not there:
-        others = sorted(folder.parent.name.partition("=")[2] for folder in root.parent.glob("source=*/attribute=*"))
+        others = sorted(results.text_of(folder.parent.name) for folder in root.parent.glob("source=*/attribute=*"))
         remedy = f"pass --source with one of {', '.join(dict.fromkeys(others))}" if others else REMEDY
         raise FileNotFoundError(f"no attention in {root}: {remedy}")
     for name in args.attributes or []:
         if name not in there:
             raise ValueError(f"no attention for attribute {name!r} in {root}; there is: {', '.join(there)}")
-    return [there[name] for name in args.attributes or there]
+    return [of_times(there[name]) for name in args.attributes or there]
+
+
+def of_times(folder: Path) -> Path:
+    """Where the seeds of an attribute lie: in its folder those over all10, else below it those over most times."""
+    views = (
+        {}
+        if any(folder.glob("seed=*"))
+        else {path.name.removeprefix("times=all"): path for path in folder.glob("times=all*")}
+    )
+    return max(((int(count), path) for count, path in views.items()), default=(0, folder))[1]
 
 
 def read_profile(folder: Path) -> Profile:

@@ -12,6 +12,7 @@ from run_folders import make_run
 
 from diffusion_model import arrays, experiment, results, trajectories
 from downstream_classification import accuracies, classify
+from downstream_classification.stores import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -240,11 +241,16 @@ def test_several_granularities_and_stores_at_once(tmp_path, capsys):
     for source in ("block-a", "block-b"):
         views = [key["times"] for key in keys if key["source"] == source]
         assert sorted(map(str, views)) == sorted(["0.0", "0.25", "0.5", "0.75", "1.0", "all1", "all2", "all4"])
-    meta = arrays.read_meta(tmp_path / "run/attention/source=block-a/attribute=colour/seed=0", "attention", "")
+    attention = tmp_path / "run/attention/source=block-a/attribute=colour/times=all4"
+    meta = arrays.read_meta(attention / "seed=0", "attention", "")
     assert meta["times"] == [0.0, 0.25, 0.5, 0.75, 1.0]  # of the largest granularity
     capsys.readouterr()
     classify.main(command)
     assert capsys.readouterr().out.count("0 groups to do") == 2
+    before = (attention / "seed=0" / "attention.npy").read_bytes()
+    classify.main([*command[:-1], "2"])  # that of other times has a place of its own
+    assert (attention / "seed=0" / "attention.npy").read_bytes() == before
+    assert arrays.is_finished(attention.with_name("times=all2") / "seed=0")
 
 
 def test_of_several_stores_the_first_head_chooses_where_the_others_are_fitted(tmp_path, capsys):
@@ -422,3 +428,11 @@ def test_help_is_true(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert all(option in text for option in ("--heads", "--granularity", "--no-standardise", "default: 256"))
+
+
+def test_joint_fits_of_other_attributes_have_other_names(tmp_path):
+    write_store(tmp_path / "run")
+    store = Store(tmp_path / "run" / "trajectories" / "encoder")
+    lists = (["a+b", "c"], ["a", "b+c"], ["a", "b", "c"], ["a", "b"], ["a%2Bb", "c"])
+    assert len({store._joint_name(names) for names in lists}) == len(lists)
+    assert store._joint_name(["a", "b"]) == "a+b"

@@ -1,11 +1,13 @@
 """Samples after a jump: no jump is the plain solver, a Gaussian network makes the jump free, bad input is a sentence."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from linear_world import make_data, make_run
 
-from diffusion_model import experiment, main
+from diffusion_model import checkpoint, experiment, main
 from diffusion_model.score_model import ScoreModel
 from linear_structure import draw_samples, get_parameters, inputs
 
@@ -82,3 +84,23 @@ def test_weights_that_are_not_numbers_make_no_images(world, monkeypatch, capsys)
         assert stop.value.code == 1
         assert "finite" in capsys.readouterr().err
     assert not list((world / "samples").glob("*.npy"))
+
+
+def test_samples_of_another_protocol_are_not_replaced(world, capsys) -> None:
+    folder = str(world)
+    for main_of, options in (
+        (main.main, ["--mode", "sample", "--workdir", folder, "--n", "2", "--steps", "3"]),
+        (draw_samples.main, [folder, "params", "--skip", "1", "--n", "2", "--steps", "3"]),
+    ):
+        assert main_of(options) == main_of(options) == 0
+        before = {path: path.read_bytes() for path in (world / "samples").iterdir()}
+        state, _ = checkpoint.read(world, 1, ["model", "average"])
+        state["average"] = {name: 2 * tensor for name, tensor in state["average"].items()}
+        checkpoint.save(world, 2, state, keep=2)
+        with pytest.raises(ValueError, match=r"was made under another protocol \(step: 1 there, 2 now, weights: "):
+            main_of(options)
+        shutil.rmtree(world / "checkpoints" / "2")
+        assert {path: path.read_bytes() for path in (world / "samples").iterdir()} == before
+    assert get_parameters.main(["dots", "gaussian", "other/params", "--rank", "2"]) == 0
+    with pytest.raises(ValueError, match=r"another protocol \(statistics: "):
+        draw_samples.main([folder, "other/params", *options[2:]])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from linear_world import Pixels, make_data
 
-from diffusion_model import data, experiment, features, fid, measure_samples, results
+from diffusion_model import data, experiment, features, fid, measure_samples, results, train_features
 from linear_structure import compare_metrics
 
 
@@ -45,10 +45,13 @@ def test_measure_and_compare(dots, tmp_path, capsys) -> None:
     assert good.protocol["n"] == 60 and good.protocol["reference"] == f"all {len(dots)} train images"
     assert run(compare_metrics, *cells) == 0
     assert "floor.kernel_distance" in capsys.readouterr().out
-    assert run(measure_samples, tmp_path / "bad.npy", "dots", *options[:-1], "--n", 50) == 0
+    few_images = [measure_samples, tmp_path / "bad.npy", "dots", "--features", "classifier", "--n", 50]
+    assert run(*few_images) == 1
+    assert "another protocol (n: 60 there, 50 now" in capsys.readouterr().err
+    assert run(*few_images, "--out", tmp_path / "few") == 0
+    cells[1] = tmp_path / "few" / cells[1].relative_to(tmp_path / "distances")
     assert run(compare_metrics, *cells) == 1
-    assert "(n: 60 in A, 50 in B)" in capsys.readouterr().err
-    assert run(measure_samples, tmp_path / "bad.npy", "dots", "--features", "classifier", "--n", 50) == 0
+    assert "n: 60 in A, 50 in B" in capsys.readouterr().err
     few = results.read_cell(cells[1])
     assert few.protocol["subset_size"] == 50 // 4 and few.value["kernel_deviation"] > 1e-3  # subsets differ
 
@@ -91,7 +94,7 @@ def test_a_reference_of_others(dots, tmp_path, capsys) -> None:
     assert f"it needs 200 real images, dots has {len(dots)}" in said.err
     cell = results.read_cells(tmp_path / "distances")[0]
     assert cell.protocol["reference"].startswith("known.npz ")
-    assert cell.value.keys() == {"distance", "floor"} and cell.value["floor"] is None
+    assert cell.value.keys() == {"file", "distance", "floor"} and cell.value["floor"] is None
     expected = fid.distance(fid.Normal.from_rows(codes), fid.Normal.from_rows(codes[:100]))
     assert cell.value["distance"] == pytest.approx(expected, rel=1e-9)
 
@@ -123,3 +126,27 @@ def test_mistakes_are_sentences(dots, tmp_path, capsys) -> None:
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("error: ") == 1
+
+
+def test_other_images_of_one_name_are_refused_and_a_floor_stays(dots, tmp_path, capsys) -> None:
+    np.save(tmp_path / "made.npy", dots.images[:60])
+    command = (measure_samples, tmp_path / "made.npy", "dots", "--features", "classifier", "--n", 20)
+    assert run(*command, "--floor") == run(*command) == 0
+    path = tmp_path / "distances" / "features=classifier" / "samples=made.json"
+    before = path.read_bytes()
+    assert results.read_cell(path).value["floor"]["distance"] > 0
+    np.save(tmp_path / "made.npy", dots.images[60:120])
+    assert run(*command) == 1
+    assert "is of other images of that name (made.npy " in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_the_test_split_is_measured_with_the_classifier_of_the_train_split(dots, tmp_path, capsys) -> None:
+    assert run(train_features, "dots", "--images", 8, "--batch", 8, "--width", 1) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(features.FEATURES, "classifier", features.open_classifier)
+        np.save(tmp_path / "made.npy", dots.images[:20])
+        command = (measure_samples, tmp_path / "made.npy", "dots", "--features", "classifier", "--split", "test")
+        assert run(*command) == 0
+    cell = results.read_cell(tmp_path / "distances" / "features=classifier" / "samples=made.json")
+    assert (cell.protocol["split"], cell.protocol["reference"]) == ("test", "all 48 test images")

@@ -56,6 +56,16 @@ def test_profiles_are_means_over_images_heads_and_seeds(tmp_path, capsys):
     assert (root / "profile_classes.png").is_file()
 
 
+def test_attention_over_few_times_is_found_below_its_attribute(tmp_path):
+    folder = tmp_path / "attention" / "source=encoder" / "attribute=shape"
+    for count in (2, 4):
+        write_attention(tmp_path, times=list(np.linspace(0, 1, count + 1)))
+        (folder / f"times=all{count}").mkdir()
+        (folder / "seed=0").rename(folder / f"times=all{count}" / "seed=0")
+    assert profile_attention.main([str(tmp_path)]) == 0
+    assert len(arrays.read_json(tmp_path / "attention" / "profile.json")["attributes"]["shape"]["times"]) == 5
+
+
 def test_only_the_attributes_asked_for(tmp_path):
     write_attention(tmp_path)
     write_attention(tmp_path, attribute="colour", times=[0.0, 1.0])

@@ -95,3 +95,51 @@ def test_another_type_is_a_sentence_that_names_file_and_field(tmp_path, change, 
         results.read_cells(tmp_path, shape=shape)
     arrays.write_json(path, arrays.read_json(path) | {"key": KEY, "value": {"error": "diverged"}})
     assert results.read_cell(path, shape).failed
+
+
+NAMES = (
+    "hair colour", "hair-colour", "hair/colour", "hair%20colour", "\u8272", "\u5f62", "-", "", ".", "..", "~", "%7E", "a=b", "x",
+    "x.json", "x%2Ejson", "n" * 160, "n" * 161, "n" * 300, "n" * 299 + "m", "\u8272" * 90, "\u8272" * 91,
+    0.1234567, 0.1234568, 0.123457, "None", "a\udc80",
+)  # fmt: skip
+
+
+def test_no_two_keys_share_a_path(tmp_path):
+    paths = {results.cell_path(tmp_path, attribute=name, seed=0) for name in NAMES}
+    last = {results.cell_path(tmp_path, attribute=name) for name in NAMES}
+    assert len(paths) == len(last) == len(NAMES)
+    assert not {results.folder_beside(path) for path in last} & last
+    for path in (*paths, *last):
+        assert all(len(part) < 200 and part.isascii() for part in path.relative_to(tmp_path).parts)
+        assert len(path.relative_to(tmp_path).parts) == (2 if path in paths else 1)
+    results.write_cell(tmp_path, {"attribute": NAMES[0]}, {"x": 1}, {})
+    assert results.finished(tmp_path, {"attribute": NAMES[1]}, {}) is None
+    assert results.text_of(results.cell_path(tmp_path, a="h \u8272", b=0).parent.name) == "h \u8272"
+
+
+def test_keys_that_a_file_system_takes_for_one_are_refused(tmp_path):
+    path = results.write_cell(tmp_path, {"attribute": "Shape"}, {"x": 1}, {})
+    path.rename(results.cell_path(tmp_path, attribute="shape"))  # as "shape" finds "Shape" where case is ignored
+    for ask in (results.finished, lambda root, key, protocol: results.write_cell(root, key, {"x": 2}, protocol)):
+        with pytest.raises(ValueError, match=r"the result of another key \(attribute: 'Shape' there, 'shape' now"):
+            ask(tmp_path, {"attribute": "shape"}, {})
+
+
+def test_two_results_of_one_key_are_no_table(tmp_path):
+    path = results.write_cell(tmp_path, KEY, {"x": 1}, {})
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"holds two results with the key head mlp, times 0\.3, seed 0"):
+        results.read_cells(tmp_path)
+
+
+def test_a_file_keeps_the_protocol_it_was_made_under(tmp_path):
+    path = tmp_path / "samples" / "heun18.npy"
+    for text in ("a", "b"):  # the same protocol may be made again
+        results.write_file(path, {"n": 2, "times": (0.0, 1.0)}, lambda place, text=text: place.write_text(text))
+    with pytest.raises(ValueError, match=r"another protocol \(n: 2 there, 3 now\): move or remove it"):
+        results.write_file(path, {"n": 3, "times": (0.0, 1.0)}, lambda place: place.write_text("c"))
+    assert path.read_text() == "b"
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match=r"no heun18\.json beside it says how it was made: move or remove it"):
+        results.check_file(path, {"n": 2})

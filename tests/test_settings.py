@@ -40,3 +40,8 @@ def test_a_run_given_twice_is_refused(tmp_path):
     run = make_run(tmp_path / "a")
     with pytest.raises(experiment.UsageError, match="is given twice"):
         settings.group([run, tmp_path / "b" / ".." / "a"])
+
+
+def test_no_two_settings_share_a_name():
+    assert settings.numbered(["a", "a", "a-1", "b", "a-2"], "{}-{}") == ["a-3", "a-4", "a-1", "b", "a-2"]
+    assert settings.numbered(["", "", "b"], "{} ({})") == [" (1)", " (2)", "b"]

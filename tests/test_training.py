@@ -501,7 +501,7 @@ def test_eval_and_sample_of_a_finished_run(whole, tmp_path, monkeypatch, capsys)
     assert "no run in" in capsys.readouterr().err
 
 
-def test_published_weights_give_the_same_model_to_half_precision(whole, tmp_path):
+def test_published_weights_give_the_same_model_to_half_precision(whole, tmp_path, capsys):
     published = tmp_path / "small"
     assert run("--mode", "publish", "--workdir", whole) == 2
     assert run("--mode", "publish", "--workdir", whole, "--out", published) == 0
@@ -510,6 +510,13 @@ def test_published_weights_give_the_same_model_to_half_precision(whole, tmp_path
     assert small.step == full.step
     for name, tensor in full.state_dict().items():
         assert torch.allclose(small.state_dict()[name].float(), tensor.float(), rtol=1e-3, atol=1e-4), name
+    assert run("--mode", "publish", "--workdir", whole, "--out", published) == 0  # the same once more
+    before = (published / "weights.safetensors").read_bytes()
+    (published / "weights.safetensors").write_bytes(before[:-1] + b"?")
+    assert run("--mode", "publish", "--workdir", whole, "--out", published) == 1
+    assert f"{published} holds another run or other files: remove it" in capsys.readouterr().err
+    assert (published / "weights.safetensors").read_bytes() == before[:-1] + b"?"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".small")) == []
     shutil.rmtree(published)
 
 
