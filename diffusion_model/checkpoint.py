@@ -154,7 +154,7 @@ def read(run: Path, step: int, groups: list[str]) -> tuple[dict[str, dict[str, t
     """The groups of tensors asked for and the meta of one checkpoint; altered or truncated files are a ValueError."""
     folder = Path(run) / "checkpoints" / str(step)
     meta = arrays.read_meta(folder, "checkpoint", TRAIN.format(run=shlex.quote(str(run))))
-    arrays.expect(meta, folder / "meta.json", {"crc32": {...: int}})
+    arrays.expect(meta, folder / "meta.json", {"crc32": {...: int}, "updates?": int, "world?": int})
     tensors = {}
     for name in groups:
         path = folder / f"{name}.safetensors"
@@ -176,16 +176,16 @@ def load_weights(
     remedy: str = "train the run again",
 ) -> None:  # fmt: skip
     """Load weights that must fit exactly; others are a ValueError that names the first that does not."""
-    check_weights(model, tensors, run, record, remedy)
+    check_weights(model.state_dict(), tensors, run, record, remedy)
     model.load_state_dict(tensors)
 
 
 def check_weights(
-    model: torch.nn.Module, tensors: dict[str, torch.Tensor], run: Path, record: str = "config.json",
+    wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], run: Path, record: str = "config.json",
     remedy: str = "train the run again",
 ) -> None:  # fmt: skip
-    """Refuse weights that do not fit a model exactly (ValueError), by the first that does not."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    """Refuse tensors whose names or shapes are not those wanted (ValueError), by the first that does not fit."""
+    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     other = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if other:
@@ -245,7 +245,7 @@ def check_size(
         raise ValueError(
             f"{run}/config.json describes no network that can be built ({reason}): it was altered; train the run again"
         ) from None
-    check_weights(described, tensors, run)
+    check_weights(described.state_dict(), tensors, run)
 
 
 def publish(run: Path, out: Path, process: str | type[LinearSDE] | None = None, **provenance: Any) -> Path:

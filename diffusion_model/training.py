@@ -242,7 +242,12 @@ class Trainer:
     def _restore(self, step: int) -> None:
         groups, meta = checkpoint.read(self.run, step, ["model", "average", "optimizer"])
         checkpoint.load_weights(self.model, groups["model"], self.run)
+        checkpoint.check_weights(self.average.tensors, groups["average"], self.run)
         self.average.load(groups["average"], meta["updates"])
+        state = {f"step.{name}": torch.zeros(()) for name in self.parameters}
+        for field in ("exp_avg", "exp_avg_sq"):
+            state |= {f"{field}.{name}": parameter for name, parameter in self.parameters.items()}
+        checkpoint.check_weights(state, groups["optimizer"], self.run)
         for name, parameter in self.parameters.items():
             saved = {field: groups["optimizer"][f"{field}.{name}"] for field in ("step", "exp_avg", "exp_avg_sq")}
             self.optimizer.state[parameter] = {

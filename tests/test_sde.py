@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shutil
 
 import pytest
 import torch
@@ -254,6 +255,15 @@ def test_a_run_of_ones_own_process_trains_loads_and_samples(tmp_path, monkeypatc
     trainer = training.Trainer(run, record, Four(), torch.device("cpu"), name)
     assert all(math.isfinite(float(trainer.advance()["score"])) for _ in range(3))
     trainer.save()
+    for group in ("optimizer", "average"):  # a checkpoint that lacks a part is one sentence where training would go on
+        whole, folder = checkpoint.read(run, 3, ["model", "average", "optimizer"])[0], run / "checkpoints/3"
+        lacking = {**whole, group: dict(list(whole[group].items())[1:])}
+        kept = shutil.copytree(folder, tmp_path / "kept")
+        checkpoint.save(run, 3, lacking, 1, updates=3, world=1)
+        with pytest.raises(ValueError, match=r"the weights of .* do not fit its config.json .*None stored"):
+            training.Trainer(run, record, Four(), torch.device("cpu"), name)
+        shutil.rmtree(folder)
+        kept.rename(folder)
     with pytest.raises(ValueError, match="is run only where you name it"):
         checkpoint.load_score_model(run)
     model = checkpoint.load_score_model(run, process=name)
