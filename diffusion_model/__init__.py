@@ -20,6 +20,7 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     encoder folded       (x0, t) -> Posterior(mean, logvar); the same for use alone, normalisation in the convolutions
     score_model*         network, preconditioning and encoder: denoise, score, encode, loss terms by name
     augment              random changes of a batch of images: a function of (image, numbers) alone
+    bounds               what a configuration may hold, field by field
     training             one training step after another: batches, averages, checkpoints, metrics
     footprint            what a run will cost, from shapes alone
     sampling             images that a run makes, and pictures of them while it trains

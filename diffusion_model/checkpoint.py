@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from diffusion_model import arrays
+from diffusion_model import arrays, bounds
 from diffusion_model.data import Scaling
 from diffusion_model.score_model import ScoreModel
 from diffusion_model.sde import LinearSDE
@@ -92,6 +92,10 @@ def read_run(run: Path) -> dict[str, Any]:
             f"{path} tells of images {shape} and {len(scaling['scale'])} scales, expected [channels, height, width] of at "
             f"most {LARGEST} and a scale a channel: it was altered; train the run again"
         )
+    if not 0 < record["std"] < 1e6:
+        raise ValueError(f"{path} tells of images of deviation {record['std']}: it was altered; train the run again")
+    if wrong := bounds.fault(record["config"]):
+        raise ValueError(f"{path}: {wrong}; it was altered: train the run again")
     return record | {"config": arrays.Fields(EARLIER | record["config"], path)}
 
 

@@ -106,7 +106,7 @@ class Above(AtLeast):
 
 def file_name(text: str) -> str:
     """The `type=` of an option that names one file or folder inside another: no path, not empty, not too long."""
-    if not text.strip(". ") or "/" in text or len(os.fsencode(text)) > LONGEST or arrays.plain(text) != text:
+    if not text.strip(". ") or "/" in text or len(os.fsencode(text)) > LONGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is no name: expected 1 to {LONGEST} letters without a slash")
     return text
 
@@ -161,8 +161,11 @@ class Parser(argparse.ArgumentParser):
         arguments = list(sys.argv[1:] if args is None else args)
         overrides = [argument for argument in arguments if self.whole and argument.startswith("--config.")]
         arguments = [argument for argument in arguments if argument not in overrides]
+        unseen = [argument for argument in arguments if "\0" in argument or arrays.plain(argument) != argument]
+        if unseen:
+            self.error(f"{arrays.plain(unseen[0])} holds characters that cannot be seen: rename what it names")
         preset = _value_of("--config", arguments)
-        if preset and not self.whole:
+        if preset is not None and not self.whole:
             self._take_defaults(preset)
         known, extra = super().parse_known_args(arguments, namespace)
         if extra:
@@ -180,7 +183,7 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{string} is not a finite number")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise argparse.ArgumentError(action, f"{string[:40]} is beyond 64 bits")
-        if isinstance(value, Path) and (not string.strip() or "\0" in string):
+        if isinstance(value, Path) and not string.strip():
             raise argparse.ArgumentError(action, f"{string!r} is no path; the folder at hand is .")
         return value
 
@@ -269,16 +272,25 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str]
     except KeyboardInterrupt:
         print("interrupted: run the same command to go on from here", file=sys.stderr)
         status = 130
-    except MemoryError as error:
-        status = _report(f"this needs more memory than there is ({error or 'of Python'}): ask for less at once", 1)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        status = _report(_too_large(error), 1)
     except RecursionError:
         status = _report("a file or an option is nested too deep to be read", 1)
+    except RuntimeError as error:
+        if not re.search("allocate memory|size calculation overflowed", str(error)):  # what torch says on a CPU
+            raise
+        status = _report(_too_large(error), 1)
     except (ValueError, OSError, FloatingPointError) as error:
         of_the_system = isinstance(error, OSError) and error.strerror
         if not of_the_system and not _is_ours(error):
             traceback.print_exc()
         status = _report(_sentence(error) if of_the_system else error, 1)
     return status
+
+
+def _too_large(error: BaseException) -> str:
+    reason = str(error).partition("DefaultCPUAllocator: ")[2] or str(error) or "of Python"
+    return f"this needs more memory than there is ({reason.splitlines()[0][:120]}): ask for less at once"
 
 
 REMEDIES = {  # of what the system refuses, by its number

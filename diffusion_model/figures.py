@@ -1,18 +1,23 @@
 """One style for every figure; each is saved as PNG with its numbers beside it as CSV (and as PDF on request)."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
 
 from diffusion_model import arrays
 
 # Okabe and Ito's colours: told apart by the colour-blind and in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#F0E442")
+TEXT, TICK = 200, 60  # letters of a text in a figure, and of a name along an axis
 WIDTH = 4.8  # inches of one panel
 STYLE = {
     "figure.dpi": 110,
@@ -45,11 +50,58 @@ def save(figure: Figure, path: Path, table: Mapping[str, Iterable[Any]], pdf: bo
     """Write `path` (.png), its numbers as CSV (`table`: column name -> values) and, if asked, a PDF; returns the PNG's path."""
     path = Path(path).with_suffix(".png")
     write_table(path.with_suffix(".csv"), table)
+    spell(figure)
     with matplotlib.rc_context(STYLE):
         arrays.write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
         if pdf:
             arrays.write_atomically(path.with_suffix(".pdf"), lambda temporary: figure.savefig(temporary, format="pdf"))
     return path
+
+
+def spell(figure: Figure) -> None:
+    """Take every text of a figure literally: names come from data, and matplotlib reads `$x$` in them as mathematics.
+
+    Control characters are made visible and long texts cut; numbers along an axis stay matplotlib's own.
+    """
+    numbers = set()
+    for axis in (side for axes in figure.axes for side in (axes.xaxis, axes.yaxis)):
+        ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        numbers |= {axis.offsetText, *(label for tick in ticks for label in (tick.label1, tick.label2))}
+        if isinstance(names := axis.get_major_formatter(), FuncFormatter):
+            axis.set_major_formatter(FuncFormatter(functools.partial(_literal, names)))
+    for text in figure.findobj(Text):
+        if text not in numbers:
+            text.set_parse_math(False)
+            text.set_text(_cut(text.get_text(), TEXT))
+
+
+def legend_name(name: str) -> str:
+    """A name for a legend, which leaves out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def _literal(names: Callable[..., str], value: float, place: int | None = None) -> str:
+    """The name of a place along an axis, its dollars escaped: of what stands there no more than the text is asked for."""
+    return re.sub(r"(?<!\\)\$", r"\\$", _cut(names(value, place), TICK))
+
+
+def _cut(text: object, longest: int) -> str:
+    shown = arrays.plain(str(text))
+    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
+
+
+def spreadsheet(value: Any) -> Any:
+    """A value for CSV: text that a spreadsheet would run as a formula stands behind an apostrophe, as it does there."""
+    if not isinstance(value, str):
+        return value
+    shown = arrays.plain(value)
+    if not shown.startswith(("=", "+", "-", "@", "\t")):
+        return shown
+    try:
+        float(shown)
+    except ValueError:
+        return f"'{shown}"
+    return shown
 
 
 def write_table(path: Path, table: Mapping[str, Iterable[Any]]) -> Path:
@@ -62,17 +114,22 @@ def write_table(path: Path, table: Mapping[str, Iterable[Any]]) -> Path:
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+            writer.writerow(map(spreadsheet, columns))
+            writer.writerows([spreadsheet(value) for value in row] for row in zip(*columns.values(), strict=True))
 
     arrays.write_atomically(path, write)
     return path
 
 
 def read_table(path: Path) -> dict[str, list[str]]:
-    """Columns of a CSV as strings."""
-    with Path(path).open(newline="") as file:
-        rows = list(csv.reader(file))
+    """Columns of a CSV as strings; a file that is none, or has rows of other lengths than its first, is a ValueError."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = [[arrays.plain(value) for value in row] for row in csv.reader(file, strict=True)]
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path} is no table ({error}): {arrays.AGAIN}") from None
+    if not rows or not rows[0] or {len(row) for row in rows} != {len(set(rows[0]))}:
+        raise ValueError(f"{path} has rows of different lengths, or columns of one name: {arrays.AGAIN}")
     return {name: [row[index] for row in rows[1:]] for index, name in enumerate(rows[0])}
 
 

@@ -29,6 +29,7 @@ from diffusion_model import (
     arrays,
     augment,
     board,
+    bounds,
     checkpoint,
     data,
     experiment,
@@ -44,48 +45,12 @@ from diffusion_model import (
     training,
 )
 from diffusion_model.experiment import AtLeast
-from diffusion_model.layers import EMBEDDINGS
-from diffusion_model.objective import LEVELS, WEIGHTS
-from diffusion_model.precondition import PRECONDITIONS
 from diffusion_model.samplers import GRIDS, SAMPLERS, Churn, make_levels
 from diffusion_model.score_model import MODES, ScoreModel
 from diffusion_model.sources import DATASETS
 
 GRID = 64  # images of a sample grid
 TERMS = ("score", "reconstruction", "kl", "l1")  # of the loss, as logged
-
-CHOICES = {
-    "data.scaling": ("unit", "standardised"),
-    "data.augmentation": tuple(augment.AUGMENTATIONS),
-    "model.mode": tuple(MODES),
-    "model.precondition": tuple(PRECONDITIONS),
-    "model.embedding": EMBEDDINGS,
-    "objective.levels": tuple(LEVELS),
-    "objective.weight": tuple(WEIGHTS),
-    "training.precision": ("auto", "float32", "bfloat16"),
-    "training.compile": ("auto", "none", "default", "graphs"),
-}
-# what is wanted, whether a value is that, the fields
-BOUNDS = [
-    ("at least 1", lambda value: value >= 1, ("training.images", "training.batch", "training.accumulate", "model.blocks", "logging.every",
-        "logging.checkpoint_every", "logging.sample_every", "logging.keep")),
-    ("above 0", lambda value: value > 0, ("model.fourier_scale", "encoder.fourier_scale", "sde.sigma_min",
-        "sde.sigma_max", "sde.beta_max", "objective.std", "optimiser.learning_rate", "optimiser.epsilon", "optimiser.clip")),
-    ("at least 0", lambda value: value >= 0, ("optimiser.warm_up", "sde.beta_min")),
-    ("None or a number of at least 0", lambda value: value is None or (not isinstance(value, str) and value >= 0),
-        ("objective.lambda_z",)),
-    ("at least 0 and below 1", lambda value: 0 <= value < 1, ("model.dropout", "optimiser.beta1",
-        "training.average_decay")),
-    ("'data' or a number above 0", lambda value: value == "data" or (not isinstance(value, str) and value > 0),
-        ("model.unit",)),
-    ("a multiple of 4", lambda value: value > 0 and value % 4 == 0,
-        ("model.features",)),
-    ("integers of at least 1", lambda value: value and all(type(entry) is int and entry > 0 for entry in value),
-        ("model.multipliers",)),
-    ("integers, the sides of maps", lambda value: all(type(entry) is int and entry > 0 for entry in value),
-        ("model.attention",)),
-    ("0 or at least 0.0625", lambda value: value == 0 or value >= 0.0625, ("encoder.widen",)),
-]  # fmt: skip
 
 
 def make_parser() -> experiment.Parser:
@@ -230,23 +195,13 @@ def check_same(record: dict[str, Any], step: int) -> None:
 
 def check(config: dict[str, Any], given: str) -> None:
     """Refuse values that no later stage can work with, in the configuration `given` on the command line."""
-    needed = {*CHOICES, *(name for _, _, names in BOUNDS for name in names)} - config.keys()
+    needed = bounds.FIELDS - config.keys()
     if needed:
         raise experiment.UsageError(
             f"{given} does not configure a run (it has no {min(needed)}): give a preset of configs/drl.py or configs/edm.py"
         )
-    for name, choices in CHOICES.items():
-        if config[name] not in choices:
-            raise experiment.UsageError(
-                f"--config.{name}: {config[name]!r} is not known; {experiment.nearest(config[name], choices)}"
-            )
-    for wanted, holds, names in BOUNDS:
-        for name in names:
-            if not holds(config[name]):
-                raise experiment.UsageError(f"--config.{name}={config[name]}: expected {wanted}")
-    for low, high in (("sde.sigma_min", "sde.sigma_max"), ("sde.beta_min", "sde.beta_max")):
-        if config[low] >= config[high]:
-            raise experiment.UsageError(f"--config.{low}={config[low]}: expected below {high}, {config[high]}")
+    if wrong := bounds.fault(config):
+        raise experiment.UsageError(f"--config.{wrong}")
     if config["training.mixup"] and MODES[config["model.mode"]].encoder is None:
         raise experiment.UsageError(
             "--config.training.mixup=True: mixup mixes what the encoder sees, and model.mode none has no encoder: take False"

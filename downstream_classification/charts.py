@@ -130,12 +130,12 @@ def draw_panel(axis: Any, panel: Panel, table: dict[str, list]) -> None:
         tests = np.array([line.points[place].test for place in places])
         spread = np.array([line.points[place].deviation or 0.0 for place in places])
         look = dict(line.look) | ({"marker": None} if len(places) > MOST_MARKS else {})
-        axis.plot(places, tests, label=line.label, **look)
+        axis.plot(places, tests, label=figures.legend_name(line.label), **look)
         figures.band(axis, places, tests - spread, tests + spread, line.look["color"])
         for place in places:
             record(table, panel.title, line.points[place], place)
     for label, score, look in panel.levels:
-        axis.axhline(score.test, label=label, linewidth=1.5, **look)
+        axis.axhline(score.test, label=figures.legend_name(label), linewidth=1.5, **look)
         record(table, panel.title, score, None)
     low, high = axis.get_ylim()
     if panel.chance is not None and panel.chance > low - 0.3 * (high - low):  # else it would press the lines together

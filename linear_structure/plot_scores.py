@@ -209,8 +209,8 @@ def draw_measure(axis: Any, summary: dict[str, Any], measure: str) -> None:
         levels, (mean, low, high) = np.array(summary["levels"])[there], found[:, there]
         if left:
             mean, low, high = 1 - mean, 1 - high, 1 - low
-        above = 3 if form == "gaussian" else 2
-        axis.plot(levels, mean, f"o{style(form)}", color=colour, label=name, markersize=3.5, zorder=above)
+        look = {"color": colour, "label": figures.legend_name(name), "zorder": 3 if form == "gaussian" else 2}
+        axis.plot(levels, mean, f"o{style(form)}", markersize=3.5, **look)
         figures.band(axis, levels, np.maximum(low, mean / 10) if scale == "log" else low, high, colour)
     axis.set_xscale("log")
     axis.set_yscale(scale)

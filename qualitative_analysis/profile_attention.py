@@ -173,7 +173,7 @@ def draw_attributes(profiles: Sequence[Profile], path: Path) -> None:
     axis = axes[0, 0]
     for index, profile in enumerate(profiles):
         colour = figures.COLOURS[index % len(figures.COLOURS)]
-        axis.plot(profile.times, profile.mean, marker="o", color=colour, label=profile.attribute)
+        axis.plot(profile.times, profile.mean, marker="o", color=colour, label=figures.legend_name(profile.attribute))
         figures.band(axis, profile.times, profile.per_seed.min(0), profile.per_seed.max(0), colour)
     axis.axhline(1 / len(profiles[0].times), color="black", linestyle="--", linewidth=1, label="uniform")
     axis.set_xlabel("time t")

@@ -323,9 +323,10 @@ def test_half_written_lines_are_dropped(tmp_path):
         (["--rate=-1e-3"], "--rate -0.001: expected above 0"),
         (["--rate", "nan"], "argument --rate: nan is not a finite number"),
         (["--workdir", ""], "argument --workdir: '' is no path; the folder at hand is ."),
-        (["--workdir", "a\0b"], "argument --workdir: 'a\\x00b' is no path"),
+        (["--workdir", "a\0b"], "a\\x00b holds characters that cannot be seen: rename what it names"),
         *((["--name", name], f"argument --name: {name!r} is no name") for name in ("", ".", "..", "../x", "/abs", "a/b", "x" * 101)),
-        (["--name", "a\x1b[2J"], "argument --name: 'a\\x1b[2J' is no name"),
+        (["--name", "a\x1b[2J"], "a\\x1b[2J holds characters that cannot be seen"),
+        (["--config", ""], "no configuration file "),
     ],
 )  # fmt: skip
 def test_values_that_no_command_can_serve(argv, sentence, capsys):
@@ -378,6 +379,7 @@ def test_overrides_may_be_written_as_python_writes_them(config):
     ("error", "sentence"),
     [
         (MemoryError("Unable to allocate 8.00 PiB"), "this needs more memory than there is (Unable to allocate 8.00 PiB)"),
+        (RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: 8 EB\nmore"), "(can't allocate memory: 8 EB): ask for less"),
         (RecursionError("maximum depth"), "nested too deep to be read"),
         (OSError(28, "No space left on device", "a/b.npy"), "a/b.npy: no space left on device: make room there"),
         (OSError(36, "File name too long", "xxx"), "xxx: file name too long: give a shorter name"),

@@ -49,3 +49,8 @@ def test_a_table_of_many_columns_is_turned():
 def test_records_with_other_fields_share_a_table():
     rows = list(csv.DictReader(io.StringIO(comma_separated([{"a": 1, "b": "x,y"}, {"a": 2, "c": None}]))))
     assert rows == [{"a": "1", "b": "x,y", "c": ""}, {"a": "2", "b": "", "c": ""}]
+
+
+def test_no_cell_of_a_table_is_a_formula():
+    rows = list(csv.reader(io.StringIO(comma_separated([{"attribute": "=1+1", "minus": "-0.5", "n": -1}]))))
+    assert rows == [["attribute", "minus", "n"], ["'=1+1", "-0.5", "-1"]]
