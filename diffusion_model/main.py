@@ -50,6 +50,12 @@ from diffusion_model.score_model import MODES, ScoreModel
 from diffusion_model.sources import DATASETS
 
 GRID = 64  # images of a sample grid
+SAMPLING = ("n", "steps", "sampler", "grid", "churn", "churn_levels", "churn_noise", "seed_base", "images")
+MODE_OF = dict.fromkeys(SAMPLING, ("sample",)) | {
+    "batch": ("sample", "eval"),
+    "out": ("publish",),
+    "dry_run": ("train",),
+}
 TERMS = ("score", "reconstruction", "kl", "l1")  # of the loss, as logged
 
 
@@ -92,7 +98,12 @@ def make_parser() -> experiment.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    for name, modes in MODE_OF.items():
+        if getattr(args, name) != parser.get_default(name) and args.mode not in modes:
+            wanted = " or ".join(modes)
+            raise experiment.UsageError(f"--{name.replace('_', '-')} goes with --mode {wanted}, not with {args.mode}")
     if args.mode == "train":
         return train(args)
     if args.overrides or args.config:
@@ -132,6 +143,8 @@ def describe_run(config: dict[str, Any], split: data.Split) -> dict[str, Any]:
     statistics = data.channel_statistics(split)
     scaling = data.scaling(config["data.scaling"], split, statistics)
     std = float(np.sqrt(np.mean((statistics[1] * scaling.scale) ** 2)))
+    if not std > 0:
+        raise ValueError(f"every pixel of {split.name}/{split.split} is the same: there is nothing to learn from")
     return {
         "config": config | sde.fingerprint(config["sde.name"]), "scaling": scaling.as_dict(), "shape": list(split.shape),
         "std": std, "data": {"name": split.name, "hash": split.hash},

@@ -286,7 +286,7 @@ def _cut(classes: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
     for name, files in classes.items():
         order = sorted(files, key=lambda path: seed_of("split", name, Path(path).name))
-        cut = max(1, round(TRAIN_FRACTION * len(files)))
+        cut = max(1, min(round(TRAIN_FRACTION * len(files)), len(files) - 1))
         found["train"][name], found["test"][name] = order[:cut], order[cut:]
     return found
 

@@ -102,6 +102,8 @@ def is_there(folder: Path, split: data.Split, protocol: dict[str, Any]) -> bool:
     """Whether this very classifier is finished, which is said; another one there is a ValueError."""
     if arrays.is_finished(folder):
         meta = arrays.read_meta(folder, "classifier", "train it again")
+        shape = {"data_hash": str, "protocol": dict, "accuracies": {...: float}}
+        arrays.expect(meta, folder / "meta.json", shape, f"remove {folder} and train it anew")
         if meta["data_hash"] == split.hash and meta["protocol"] == protocol:
             print(f"skipped: {folder} is finished; test accuracy {_written(meta['accuracies'])}")
             return True

@@ -180,6 +180,10 @@ def open_source(args: argparse.Namespace) -> Source:
         raise experiment.UsageError(f"{args.store} is no store: expected RUN/trajectories/SOURCE{there}")
     names = ["train", "test"] if args.fit_on == "train" else ["test"]
     splits = [trajectories.Trajectories(store / name) for name in names]
+    if len(splits[-1].times) < 2:
+        raise ValueError(
+            f"{args.store} holds one time alone, and mutual information is that of two: give another store"
+        )
     asked = trajectories.grid(args.granularity) if args.times is None else sorted(set(args.times))
     times = [splits[-1].nearest(time) for time in asked]
     if len(times) < 2:

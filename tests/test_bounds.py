@@ -1,9 +1,10 @@
 """What a configuration may hold: every field bounded, whatever type it has, on the command line and in a config.json."""
 
+import numpy as np
 import pytest
 from run_folders import make_run
 
-from diffusion_model import arrays, bounds, checkpoint, experiment
+from diffusion_model import arrays, bounds, checkpoint, data, experiment, main
 
 CONFIG = experiment.flatten(experiment.load_config("configs/drl.py:smoke"))
 WRONG = {
@@ -49,3 +50,25 @@ def test_a_run_that_describes_no_model_is_refused_as_it_is_read(tmp_path, change
     arrays.write_json(path, record | change | {"config": record["config"] | change.get("config", {})})
     with pytest.raises(ValueError, match=r"config\.json.*" + sentence):
         checkpoint.read_run(tmp_path / "run")
+
+
+def test_images_that_are_all_the_same_are_named_as_the_cause(tmp_path):
+    np.savez(tmp_path / "black.npz", images=np.zeros((20, 1, 8, 8), np.uint8))
+    data.prepare("black", tmp_path, tmp_path / "black.npz")
+    with pytest.raises(ValueError, match="every pixel of black/train is the same: there is nothing to learn from"):
+        main.describe_run(CONFIG, data.open_split("black", "train", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("mode", "option", "sentence"),
+    [
+        ("train", ["--out", "x"], "--out goes with --mode publish, not with train"),
+        ("eval", ["--n", "3"], "--n goes with --mode sample, not with eval"),
+        ("publish", ["--batch", "3"], "--batch goes with --mode sample or eval, not with publish"),
+        ("sample", ["--dry-run"], "--dry-run goes with --mode train, not with sample"),
+        ("train", ["--churn-levels", "1", "2"], "--churn-levels goes with --mode sample, not with train"),
+    ],
+)
+def test_an_option_of_another_mode_is_not_ignored(mode, option, sentence):
+    with pytest.raises(experiment.UsageError, match=sentence):
+        main.main(["--mode", mode, "--workdir", "no-run", *option])

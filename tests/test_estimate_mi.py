@@ -147,6 +147,9 @@ def test_sentences(tmp_path, capsys):
     assert status == 1 and "no trajectories in" in sentence and "representations.py" in sentence
     status, sentence = refused([store, *FAST, "--granularity", "5"], capsys)
     assert status == 1 and "time 0.2 is not stored" in sentence and "stored: 0, 0.5, 1" in sentence
+    clean = write_store(tmp_path / "clean", times=[0.0])
+    status, sentence = refused([clean, *FAST], capsys)
+    assert status == 1 and "holds one time alone, and mutual information is that of two" in sentence
     status, sentence = refused([store, "--times", "0.5"], capsys)
     assert status == 1 and "needs at least two times" in sentence
     wrong = {"--steps": ("0", "expected at least 1"), "--batch": ("1", "at least 2"), "--learning-rate": ("0", "above 0"),

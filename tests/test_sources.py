@@ -879,3 +879,10 @@ def test_resident_images_are_those_on_disk(tmp_path):
     split = data.open_split("synthetic16", "test", tmp_path)
     held = data.resident(split, "cuda")
     assert held.is_cuda and np.array_equal(held.cpu().numpy(), split.images)
+
+
+def test_a_class_of_two_images_has_one_for_testing(tmp_path):
+    write_classes(tmp_path / "in", {"a": 2, "b": 1})
+    data.prepare("mine", tmp_path / "data", tmp_path / "in")
+    found = {split: data.open_split("mine", split, tmp_path / "data").label("class").tolist() for split in data.SPLITS}
+    assert found == {"train": [0, 1], "test": [0]}
