@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 
 FORMAT = 1
+DTYPES = {"finite": "f", "numbers": "f", "integers": "iu", "bytes": "u"}  # kinds of arrays, as numpy's letters
 AGAIN = "remove it and run the command that wrote it again"
 TYPES = {
     str: "a string",
@@ -167,7 +168,10 @@ def _is_run(folder: Path) -> bool:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as readable JSON; NaN and infinity are refused (ValueError), for no other reader accepts them."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ValueError(f"{path} would hold a number that is not finite ({error})") from None
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
@@ -401,10 +405,12 @@ def check_meta(meta: Any, path: Path, kind: str) -> None:
 
 
 def read_folder(
-    folder: Path, kind: str, remedy: str = "run the command that writes it"
+    folder: Path, kind: str, remedy: str = "run the command that writes it", like: dict[str, str] | None = None
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Memory-mapped arrays by name, and the meta, of a finished folder of this kind.
 
+    like: what each array must be, as {"mu": "finite [D]", "U": "finite [D, R]", "rows": "integers [N]"}: a kind of `DTYPES`
+    and a shape whose letters stand for one size each.
     Errors: FileNotFoundError where nothing is finished, ValueError where a file is missing, truncated, altered,
     of another kind or of a newer format.
     """
@@ -424,7 +430,28 @@ def read_folder(
                 f"{folder / name}.npy holds {found}, meta.json says {(entry['shape'], entry['dtype'])}: make it again"
             )
         arrays[name] = array
+    _check_like(folder, arrays, like or {}, remedy)
     return arrays, meta
+
+
+def _check_like(folder: Path, arrays: dict[str, np.ndarray], like: dict[str, str], remedy: str) -> None:
+    """Refuse arrays that are absent, of another kind or of shapes that do not go together (see `read_folder`)."""
+    sizes: dict[str, int] = {}
+    for name, wanted in like.items():
+        if name not in arrays:
+            raise ValueError(f"{folder} lacks {name}.npy, {wanted}: {remedy}")
+        array, (kind, _, letters) = arrays[name], wanted.partition(" ")
+        dimensions = letters.strip("[]").split(", ") if letters != "[]" else []
+        alike = array.ndim == len(dimensions) and all(
+            sizes.setdefault(letter, size) == size for letter, size in zip(dimensions, array.shape, strict=True)
+        )
+        if array.dtype.kind not in DTYPES[kind] or not alike:
+            known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items() if letter in dimensions)
+            raise ValueError(
+                f"{folder / name}.npy holds {array.dtype} {list(array.shape)}, expected {wanted} ({known}): {remedy}"
+            )
+        if kind == "finite" and not np.isfinite(array).all():
+            raise ValueError(f"{folder / name}.npy holds numbers that are not finite: {remedy}")
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], **meta: str) -> None:

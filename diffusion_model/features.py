@@ -228,7 +228,7 @@ def reference(extractor: Extractor, dataset: data.Split, root: Path, batch: int 
         Path(root) / dataset.name / "features" / f"reference-{extractor.name}-{extractor.fingerprint}-{dataset.split}"
     )
     wanted = provenance(extractor, dataset)
-    if arrays.is_finished(folder) and not _differing(arrays.read_json(folder / "meta.json"), wanted):
+    if arrays.is_finished(folder) and not _differing(arrays.read_meta(folder, "moments", f"remove {folder}"), wanted):
         return read_reference(folder, extractor, dataset)
     moments = Moments(extractor.dimension, **wanted, dataset=dataset.name, split=dataset.split)
     order = torch.randperm(len(dataset), generator=experiment.generator("kept features", dataset.hash)).numpy()
@@ -268,7 +268,7 @@ def read_reference(
         found = Reference(replace(given, meta=meta), fid.factor(given.covariance))
     else:
         moments = Moments.load(path)
-        held, _ = arrays.read_folder(path / "kept", "features")
+        held, _ = arrays.read_folder(path / "kept", "features", f"remove {path}", {"features": "finite [M, F]"})
         meta, found = moments.meta, Reference(moments, fid.factor(moments.covariance), held["features"])
     if "extractor" not in meta:
         raise ValueError(
@@ -284,8 +284,9 @@ def read_reference(
     if other:
         changes = ", ".join(f"{name}: {meta.get(name)!r} there, {wanted[name]!r} now" for name in other)
         raise ValueError(f"{path} is a reference of another kind ({changes}): make it again or use its own extractor")
-    if len(found.moments.mean) != extractor.dimension:
-        raise ValueError(f"{path} has {len(found.moments.mean)} features, {extractor.name} has {extractor.dimension}")
+    for count in (len(found.moments.mean), *(() if found.kept is None else found.kept.shape[1:])):
+        if count != extractor.dimension:
+            raise ValueError(f"{path} has {count} features, {extractor.name} has {extractor.dimension}")
     return found
 
 

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = row.name if row.name.isprintable() else repr(row.name)  # a line stays a line
             print(name, row.state, row.step, row.total, ",".join(row.lacks) or "-", sep="\t")
     else:
-        print(table(rows))
+        print(arrays.plain(table(rows)))
     return 0
 
 

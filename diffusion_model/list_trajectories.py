@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_model import checkpoint, data, experiment, readouts, row_files, trajectories
+from diffusion_model import arrays, checkpoint, data, experiment, readouts, row_files, trajectories
 
 BROKEN = "broken: "
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise FileNotFoundError(f"no trajectories in {args.run / 'trajectories'}: {trajectories.REMEDY}")
     newest = max(checkpoint.steps(args.run), default=record.get("step"))
     rows = [describe(folder, record, newest, args.verify) for folder in folders]
-    print(json.dumps([asdict(row) for row in rows], indent=2) if args.json else table(rows))
+    print(json.dumps([asdict(row) for row in rows], indent=2) if args.json else arrays.plain(table(rows)))
     return int(any(row.health.startswith(BROKEN) for row in rows))
 
 

@@ -135,14 +135,12 @@ class Moments:
     @classmethod
     def load(cls, folder: Path, remedy: str = "run the command that writes it") -> "Moments":
         """Moments as saved, bit for bit, with their meta."""
-        content, meta = arrays.read_folder(folder, "moments", remedy)
-        shapes = {name: list(content[name].shape) if name in content else None for name in ("total", "second")}
-        dimension = (shapes["total"] or [0])[0]
-        if not dimension or shapes != {"total": [dimension], "second": [dimension, dimension]} or "count" not in meta:
-            raise ValueError(f"{folder} holds {shapes}, expected total [D], second [D, D] and a count: {remedy}")
+        like = {"total": "finite [D]", "second": "finite [D, D]"}
+        content, meta = arrays.read_folder(folder, "moments", remedy, like)
+        arrays.expect(meta, Path(folder) / "meta.json", {"count": int}, remedy)
         given = {name: value for name, value in meta.items() if name not in ("format", "kind", "arrays", "count")}
         moments = cls(0, **given)
-        moments.count = int(meta["count"])
+        moments.count = meta["count"]
         moments.total, moments.second = (torch.from_numpy(np.array(content[name])) for name in ("total", "second"))
         return moments
 

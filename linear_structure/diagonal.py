@@ -146,10 +146,8 @@ class Diagonal:
     @classmethod
     def load(cls, folder: Path, remedy: str = "run the command that writes it") -> "Diagonal":
         """The Gaussian as saved, bit for bit."""
-        content, meta = arrays.read_folder(folder, KIND, remedy)
-        missing = {"mu", "variances"} - content.keys() | {"basis", "image"} - meta.keys()
-        if missing:
-            raise ValueError(f"{folder} lacks {sorted(missing)}: {remedy}")
+        content, meta = arrays.read_folder(folder, KIND, remedy, {"mu": "finite [D]", "variances": "finite [D]"})
+        arrays.expect(meta, Path(folder) / "meta.json", {"basis": str, "image": [int]}, remedy)
         held = [torch.from_numpy(np.array(content[name])) for name in ("mu", "variances")]
         given = {name: meta[name] for name in meta if name not in ("format", "kind", "arrays", "basis", "image")}
         return cls(*held, tuple(meta["image"]), meta["basis"], given)

@@ -38,6 +38,7 @@ CUT_OFF = (
     1e-6  # variance of images on [-1, 1]; what lies below is dropped (the covariance of uint8 images rounds at 5e-6)
 )
 NEGATIVE = 1e-4  # of the largest eigenvalue: what rounding may leave below 0
+LIKE = {"mu": "finite [D]", "U": "finite [D, R]", "lambdas": "finite [R]", "variance": "finite [D]"}  # of its folder
 UNIT = 127.5**2  # pixel variance of one unit of variance on [-1, 1]
 
 
@@ -216,11 +217,9 @@ class Gaussian:
     @classmethod
     def load(cls, folder: Path, remedy: str = "run `python linear_structure/get_parameters.py` first") -> "Gaussian":
         """The Gaussian as saved, bit for bit, in the space it was saved in."""
-        content, meta = arrays.read_folder(folder, "gaussian", remedy)
-        missing = {"mu", "U", "lambdas", "variance"} - content.keys() | {"rest"} - meta.keys()
-        if missing:
-            raise ValueError(f"{folder} lacks {sorted(missing)}: {remedy}")
-        held = {name: torch.from_numpy(np.array(content[name])) for name in ("mu", "U", "lambdas", "variance")}
+        content, meta = arrays.read_folder(folder, "gaussian", remedy, LIKE)
+        arrays.expect(meta, Path(folder) / "meta.json", {"rest": float}, remedy)
+        held = {name: torch.from_numpy(np.array(content[name])) for name in LIKE}
         given = {name: value for name, value in meta.items() if name not in ("format", "kind", "arrays", "rest")}
         return cls(**held, rest=meta["rest"], meta=given)
 

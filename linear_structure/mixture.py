@@ -35,7 +35,10 @@ CLASSES = "class-conditional gaussian"
 POINTS = "delta mixture"
 NEAR = 1e-10
 REMEDY = "run the command that writes it"
-ARRAYS = ("weights", "mu", "variance", "rest", "U", "lambdas", "rank", "basis")
+ARRAYS = {  # of its folder, as `arrays.read_folder` takes them
+    "weights": "finite [C]", "mu": "finite [C, D]", "variance": "finite [C, D]", "rest": "finite [C]", "U": "finite [D, S]",
+    "lambdas": "finite [L]", "rank": "integers [C]", "basis": "integers [C]",
+}  # fmt: skip
 
 
 class Mixture(Integrated):
@@ -397,13 +400,17 @@ def _packed(mixture: Mixture) -> dict[str, np.ndarray]:
 
 def _unpacked(folder: Path, kind: str, remedy: str) -> Mixture:
     """The inverse of `_packed`, from a folder of this kind."""
-    content, meta = arrays.read_folder(folder, kind, remedy)
-    missing = set(ARRAYS) - content.keys()
-    if missing:
-        raise ValueError(f"{folder} lacks {sorted(missing)}: {remedy}")
+    content, meta = arrays.read_folder(folder, kind, remedy, ARRAYS)
     held = {name: torch.from_numpy(np.array(content[name])) for name in ARRAYS}
     ranks, owners = held["rank"].tolist(), held["basis"].tolist()
+    if set(owners) != set(range(max(owners, default=-1) + 1)) or min(ranks, default=-1) < 0 or not owners:
+        raise ValueError(f"{folder} holds components without a basis or of negative rank: {remedy}")
     widths = [ranks[owners.index(basis)] for basis in range(max(owners) + 1)]
+    if any(ranks[index] != widths[owner] for index, owner in enumerate(owners)):
+        raise ValueError(f"{folder} holds components of one basis and different ranks: {remedy}")
+    for name, length, wanted in (("U", held["U"].shape[1], sum(widths)), ("lambdas", len(held["lambdas"]), sum(ranks))):
+        if length != wanted:
+            raise ValueError(f"{folder / name}.npy holds {length} directions, the components have {wanted}: {remedy}")
     bases = [basis.contiguous() for basis in held["U"].split(widths, 1)]
     lambdas, spreads = held["lambdas"].split(ranks), held["variance"].unbind()
     components: list[Gaussian] = []

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_model import arrays
+
 STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --soft: #57606a; --line: #d5dae0; --shade: #f5f7f9; }
 * { box-sizing: border-box; }
@@ -57,7 +59,7 @@ pre code { overflow-wrap: normal; }
 
 def text(value: Any) -> str:
     """Escaped plain text; a float in four significant digits."""
-    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return html.escape(f"{value:.4g}" if isinstance(value, float) else arrays.plain(str(value)))
 
 
 def number(value: str) -> str:

@@ -370,3 +370,35 @@ def test_a_disk_that_takes_only_a_part_is_told_by_its_own_reason(tmp_path):
     assert refused.value.filename == str(tmp_path / "a.npy")
     with pytest.raises(OSError, match=r"a\.npy could not be written: odd"):
         arrays.write_atomically(tmp_path / "a.npy", lambda temporary: (_ for _ in ()).throw(OSError("odd")))
+
+
+LIKE = {"mu": "finite [D]", "U": "finite [D, R]", "rows": "integers [N]"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"mu": None}, r"lacks mu\.npy, finite \[D\]: again"),
+        ({"mu": np.ones(3)}, r"U\.npy holds float64 \[4, 2\], expected finite \[D, R\] \(D = 3\): again"),
+        ({"mu": np.ones((4, 1))}, r"mu\.npy holds float64 \[4, 1\], expected finite \[D\]"),
+        ({"mu": np.array(["a"] * 4)}, r"mu\.npy holds <U1 \[4\], expected finite"),
+        ({"mu": np.ones(4, complex)}, r"mu\.npy holds complex128"),
+        ({"U": np.full((4, 2), np.nan)}, r"U\.npy holds numbers that are not finite: again"),
+        ({"rows": np.ones(5)}, r"rows\.npy holds float64 \[5\], expected integers \[N\]"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused_though_their_meta_agrees(tmp_path, change, sentence):
+    held = {"mu": np.ones(4), "U": np.ones((4, 2)), "rows": np.arange(5)} | change
+    arrays.write_folder(tmp_path, "things", {name: array for name, array in held.items() if array is not None})
+    with pytest.raises(ValueError, match=sentence):
+        arrays.read_folder(tmp_path, "things", "again", LIKE)
+
+
+def test_arrays_that_go_together_are_read_also_of_rank_0(tmp_path):
+    arrays.write_folder(tmp_path, "things", {"mu": np.ones(4), "U": np.ones((4, 0)), "rows": np.arange(5)})
+    assert arrays.read_folder(tmp_path, "things", "again", LIKE)[0].keys() == LIKE.keys()
+
+
+def test_a_number_that_is_not_finite_is_told_with_its_file(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.json would hold a number that is not finite"):
+        arrays.write_json(tmp_path / "a.json", {"distance": float("inf")})

@@ -173,3 +173,9 @@ def test_a_line_a_run_for_scripts(tmp_path, capsys):
 @pytest.mark.parametrize(("seconds", "text"), [(None, ""), (3, "3 s"), (90, "2 min"), (7200, "2 h"), (2e5, "2 d")])
 def test_an_age_has_one_unit(seconds, text):
     assert list_runs.span(seconds) == text
+
+
+def test_a_name_does_not_reach_the_terminal_as_it_is(tmp_path, capsys):
+    make_run(tmp_path / "runs" / "a\x1b[2Jb")
+    status, out, _ = listed(capsys, tmp_path)
+    assert status == 0 and "a\\x1b[2Jb" in out and "\x1b" not in out
