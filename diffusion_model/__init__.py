@@ -8,7 +8,7 @@ Doors (*) are the public interface: what the other folders, and you, may import.
     figures*             one style; every figure as PNG with its numbers beside it as CSV
     reports              what a command says beside its work, which must not end it
     experiment*          a command's line, errors, configuration, randomness, device, progress
-    ranks* watch         the processes of torchrun share one command's work; a rank that dies is named
+    ranks*               the processes of torchrun share one command's work
     data*                data sets as uint8 array folders; pixel range and model space
     sources raw          the table of built-in data sets; one split before it is written
     synthetic digits cifar pictures own_arrays   what reads them: drawn, MNIST's family, CIFAR, image files, your own arrays

@@ -256,7 +256,14 @@ def launch(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[st
 
     No stream ends the command: a reader who leaves (`| head`), a closed or full one (see reports.py).
     """
-    sys.exit(reports.guarded(lambda: _run(main, argv)))
+    try:
+        status = reports.guarded(lambda: _run(main, argv))
+    except Exception:  # a bug
+        if not _joined():
+            raise
+        traceback.print_exc()
+        status = 1
+    _leave(status)
 
 
 def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
@@ -270,7 +277,8 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str]
     except UsageError as error:
         status = _report(error, 2)
     except KeyboardInterrupt:
-        print("interrupted: run the same command to go on from here", file=sys.stderr)
+        if rank() == 0:
+            print("interrupted: run the same command to go on from here", file=sys.stderr)
         status = 130
     except (MemoryError, torch.OutOfMemoryError) as error:
         status = _report(_too_large(error), 1)
@@ -291,6 +299,21 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str]
 def _too_large(error: BaseException) -> str:
     reason = str(error).partition("DefaultCPUAllocator: ")[2] or str(error) or "of Python"
     return f"this needs more memory than there is ({reason.splitlines()[0][:120]}): ask for less at once"
+
+
+def _joined() -> bool:
+    """Whether this process is one of several ranks, in a session that has not come to its end."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit; out of a session that failed at once, for threads of its process group abort an interpreter that finalises."""
+    if _joined():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 REMEDIES = {  # of what the system refuses, by its number
@@ -316,7 +339,8 @@ def _sentence(error: OSError) -> str:
 
 def _report(error: BaseException | str, status: int) -> int:
     if status != 2 or rank() == 0:  # every rank finds the same wrong usage
-        print(f"error: {arrays.plain(str(error))}", file=sys.stderr)
+        whose = f"rank {rank()}: " if rank() else ""
+        print(f"error: {whose}{arrays.plain(str(error))}", file=sys.stderr)
     return status
 
 

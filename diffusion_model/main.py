@@ -162,9 +162,6 @@ def run_to_end(run: Path, record: dict[str, Any], split: data.Split, device: tor
         )  # named by the command line: no record of the run's is read
         trainer = training.Trainer(run, record, split, device, process)
         check_same(record, trainer.step)
-        ranks.describe(
-            lambda: f"at step {trainer.step}, the last checkpoint is step {max(checkpoint.steps(run), default=0)}"
-        )
         say = Log(run / "log.txt" if ranks.first() else None)
         say(
             f"{run}: {split.name}, {len(split)} images, {count(trainer.model)} parameters, step {trainer.step} of {trainer.total}"

@@ -7,13 +7,12 @@
 Tensors on the CPU travel by gloo and those on a GPU by NCCL. Every rank runs the same program and must reach the same
 collectives (functions of this module marked "all ranks call it") in the same order. What one rank writes another may
 read after a `barrier`: the folders of a command must lie on a file system that all its machines share. No clock is
-shared. A rank that dies ends the job with a sentence that names it (see watch.py).
+shared. A rank that fails says why; torchrun reports it, also one that was killed, and ends the others.
 """
 
 import contextlib
 import json
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -24,17 +23,14 @@ import torch
 import torch.distributed as dist
 
 from diffusion_model import experiment
-from diffusion_model.watch import Hub, Watch
 
 Item = TypeVar("Item")
 
 ARRIVAL = timedelta(minutes=5)  # for every rank to start
-# For one rank to wait for another inside a collective. Death is noticed by the watch; this is for a rank that lives and
-# does not come, and long enough for the slowest single share of work.
+# For one rank to wait for another inside a collective, long enough for the slowest single share of work. The death of a
+# rank breaks its connections and is known at once, to the others and to torchrun; this is for one that lives and does not come.
 TIMEOUT = timedelta(hours=2)
 
-_watch: Watch | None = None
-_hub: Hub | None = None
 _sessions = 0
 
 
@@ -53,44 +49,28 @@ def say(text: str) -> None:
 def session(device: torch.device) -> Iterator[torch.device]:
     """The body of a command shared by ranks; gives this rank's device. At its end every rank waits for the others.
 
-    An exception in one rank ends all of them: that rank tells it, the others leave quietly with status 1.
+    An exception leaves the process group as it is: `experiment.launch`, which says it, ends the process without finalising
+    the group, whose threads could abort it. The others fail at their next collective, or are ended by torchrun.
     """
     if experiment.world() == 1:
         yield device
         return
-    # The launcher stops the survivors of a death by SIGTERM; as an exception it lets them say first who died.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        device = start(device)
-        yield device
-        barrier()
-        finish()
-        signal.signal(signal.SIGTERM, before)
-    except BaseException as error:
-        if _watch is not None:
-            _watch.leave_unless_first(error)
-        raise
+    yield start(device)
+    barrier()
+    dist.destroy_process_group()
 
 
 def start(device: torch.device) -> torch.device:
     """Join the processes of torchrun, one device each; alone, nothing happens."""
-    global _watch, _hub
     rank, world = experiment.rank(), experiment.world()
     if world == 1:
         return device
     device = _own_device(device)
     store = _meet()
-    name = f"rank {rank} on {socket.gethostname()} (pid {os.getpid()})"
-    if rank == 0:
-        _hub = Hub(name)
-        store.set("watch", json.dumps(_hub.card))
-    card = json.loads(_told(store))
-    speaks = rank == 1 or experiment.local_rank() == 0
-    address = "localhost" if rank == 0 else os.environ["MASTER_ADDR"]
-    _watch = Watch(rank, speaks, name, address, card)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     own = {"device_id": device} if device.type == "cuda" else {}
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT, **own)
+    with _together():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT, **own)
     return device
 
 
@@ -132,33 +112,6 @@ def _meet() -> dist.Store:
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} session {_sessions}", store)
 
 
-def _told(store: dist.Store) -> bytes:
-    try:
-        return store.get("watch")
-    except RuntimeError:
-        raise ValueError(
-            f"rank 0 did not start within {ARRIVAL.total_seconds():g} s: see its own message, then run the command again"
-        ) from None
-
-
-def finish() -> None:
-    """Leave the job. All ranks call it, after their last collective; alone, nothing happens."""
-    global _watch, _hub
-    if _watch is None:
-        return
-    dist.destroy_process_group()
-    _watch.close()
-    if _hub is not None:
-        _hub.close()
-    _watch = _hub = None
-
-
-def describe(place: Callable[[], str]) -> None:
-    """What the sentence about a dead rank adds: `place() = "at step 7: the last checkpoint is step 5"`."""
-    if _watch is not None:
-        _watch.describe = place
-
-
 def share(count: int, block: int = 1) -> range:
     """This rank's consecutive rows of `count`, in whole blocks, so that batches of `block` are those of one rank.
 
@@ -181,14 +134,14 @@ def rounds(items: Sequence[Item]) -> list[list[Item]]:
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """Around a collective: its failure tells which rank is gone (ConnectionError), not what gloo or NCCL saw of that."""
+    """Around a collective: that another rank is gone is one sentence (ConnectionError), with what gloo or NCCL saw of it."""
     try:
         yield
     except RuntimeError as error:
-        loss = _watch.loss() if _watch is not None else None
-        if loss is None:
-            raise
-        raise ConnectionError(loss) from error
+        seen = next(iter(f"{error}".splitlines()), "no reason given")
+        raise ConnectionError(
+            f"the ranks cannot go on together ({seen}): see the message of the one that ended first, and torchrun's"
+        ) from error
 
 
 def barrier() -> None:

@@ -239,8 +239,7 @@ def test_two_ranks_train_what_one_trains_and_one_may_go_on(one_rank, tmp_path, m
 
 SLOW_STOP = """
 import os, signal, sys, time
-from diffusion_model import experiment, main, training, watch
-watch.GRACE = 0.2
+from diffusion_model import experiment, main, training
 save, advance = training.Trainer.save, training.Trainer.advance
 def slow(trainer):
     if experiment.rank() == 0:
