@@ -74,6 +74,13 @@ def write_run(run: Path, record: dict[str, Any]) -> dict[str, Any]:
                 for name, (old, new) in zip(refused, both, strict=True)
             )
             raise ValueError(f"{run} holds a run of another configuration ({changes}): give another --workdir")
+        newest = max(steps(run), default=0)
+        if total_steps(record) < newest:
+            seen, asked = newest * record["config"]["training.batch"], record["config"]["training.images"]
+            raise ValueError(
+                f"{run} has seen {seen:,} images, more than training.images={asked}: a run can be made longer, not shorter; "
+                "give more images, or another --workdir"
+            )
     arrays.write_json(path, record)
     return record
 

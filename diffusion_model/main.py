@@ -7,7 +7,8 @@
     python diffusion_model/main.py --mode publish --workdir runs/a --out docs/runs/a
 
 train writes config.json, env.json, log.txt, metrics.jsonl, checkpoints/STEP/ and samples/ below the workdir; the same
-command again resumes from the newest checkpoint. eval writes eval.json: the loss terms of the test split. sample writes
+command again resumes from the newest checkpoint. eval writes eval.json: the loss terms of the test split, the same
+for any --batch but for rounding. sample writes
 samples/SAMPLER*.npy and a grid of them; a run with an encoder samples from the codes of given images (--images), and one of
 the modes vae-* and ae-* reconstructs them. publish writes a small run for others to start from: config.json and the weights
 in half precision. Under torchrun the ranks share the work of train, eval and sample.
@@ -400,24 +401,23 @@ def publish(args: Any) -> int:
 
 @torch.no_grad()
 def evaluate(args: Any, device: torch.device) -> int:
-    """eval.json: the loss terms of the test split under the averaged weights, with the same draws at every call."""
+    """eval.json: the loss terms of the test split under the averaged weights, with the same draws at every call.
+
+    An image's level and noise are a function of its index, so the batch changes a term by rounding alone.
+    """
     model = checkpoint.load_score_model(args.workdir, device=device, process=args.process)
     split, sums = data.open_split_of(checkpoint.read_run(args.workdir), "test", args.data), {}
-    config = model.config | {
-        "seed": "eval",
-        "training": {**model.config["training"], "mixup": False},
-        "data": {**model.config["data"], "augmentation": "none"},
-    }
     for start in experiment.progress(ranks.deal(range(0, len(split), args.batch)), "evaluating", "batches"):
         pixels = torch.from_numpy(np.array(split.images[start : start + args.batch])).to(device)
-        draws = training.draw(model, config, start, len(pixels), device)
+        draws = training.draw_each(model, model.config, range(start, start + len(pixels)), device)
         terms = model.loss(model.scaling.to_model(pixels), draws)
         sums[f"{start:012}"] = {name: float(value) * len(pixels) for name, value in terms.items()}
     batches = {start: terms for share in ranks.collect(sums) for start, terms in share.items()}
     held = [batches[start] for start in sorted(batches)]  # added in one order, however the ranks shared them
     loss = {name: sum(terms[name] for terms in held) / len(split) for name in TERMS if name in held[0]}
     if ranks.first():
-        content = {"step": model.step, "split": "test", "images": len(split), "loss": loss}
+        draws = "one level and noise an image, by its index"
+        content = {"step": model.step, "split": "test", "images": len(split), "draws": draws, "loss": loss}
         arrays.write_json(args.workdir / "eval.json", content)
         terms = ", ".join(f"{name} {value:.5g}" for name, value in loss.items())
         print(f"{args.workdir}, step {model.step}, test: {terms}")

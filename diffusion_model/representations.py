@@ -78,7 +78,12 @@ def make_parser() -> experiment.Parser:
         "--precision", default="auto", choices=("auto", *PRECISIONS), help="of the products: auto is bfloat16 on a GPU"
     )
     parser.add_argument("--compile", action="store_true", help="compile the encoder (minutes, once; for GPUs)")
-    parser.add_argument("--batch", type=AtLeast(1), default=512, help="images read, encoded and written together")
+    parser.add_argument(
+        "--batch",
+        type=AtLeast(1),
+        default=512,
+        help="images read, encoded and written together; features differ with it by rounding of the --precision",
+    )
     parser.add_step()
     parser.add_process()
     parser.add_data()

@@ -12,7 +12,7 @@ import os
 import shutil
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,21 @@ def draw(model: ScoreModel, config: Any, step: int, batch: int, device: torch.de
     generator = experiment.generator(config["seed"], "augment", step, device=device)
     numbers = augment.draw(config["data"]["augmentation"], batch, generator, device)
     return draws if numbers is None else draws | {"augmentation": numbers}
+
+
+def draw_each(model: ScoreModel, config: Any, indices: Sequence[int], device: torch.device) -> dict[str, torch.Tensor]:
+    """What is random in the loss of images that are looked at once, and neither mixed nor augmented: level, noise, code_noise.
+
+    A row is a function of the image's index alone, whatever the batch, drawn on the CPU.
+    """
+    rows = [
+        torch.rand(1, dtype=torch.float64, generator=experiment.generator("eval level", index)) for index in indices
+    ]
+    levels = LEVELS[config["objective"]["levels"]](torch.cat(rows), model.sde, config["objective"])
+    draws = {"level": levels.float(), "noise": experiment.sample_noise("eval noise", indices, model.shape)}
+    if model.encoder is not None:
+        draws["code_noise"] = experiment.sample_noise("eval code", indices, (model.encoder.dimension,))
+    return {name: values.to(device) for name, values in draws.items()}
 
 
 def check_batch(training: Mapping[str, Any], mode: str, side: int) -> None:

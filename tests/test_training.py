@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from linear_world import make_data, make_run
 
 from diffusion_model import arrays, checkpoint, data, experiment, main, run_state, samplers, sampling, training
 from diffusion_model.ema import Average
@@ -486,6 +487,28 @@ def test_samples_are_a_function_of_the_seed_whatever_the_batch(tmp_path, monkeyp
         states[batch] = torch.cat(pieces)
     assert torch.allclose(states[1], states[7], atol=1e-3)
     assert np.array_equal(*(sampling.sample_images(model, seeds, "heun", levels, 4)[-1] for seeds in (range(4), [3])))
+
+
+@pytest.mark.parametrize("mode", ["probabilistic-drl", "vae-l2"])
+def test_the_batch_changes_an_evaluation_by_rounding_alone(tmp_path, monkeypatch, mode):
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    folder, found = make_run(tmp_path / mode, make_data(tmp_path / "data", count=60), "configs/drl.py:smoke", mode), []
+    for batch in (100, 5):
+        assert run("--mode", "eval", "--workdir", folder, "--batch", batch, "--device", "cpu") == 0
+        found.append(arrays.read_json(folder / "eval.json")["loss"])
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 2
+    for name, value in found[0].items():
+        assert found[1][name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_a_run_is_not_made_shorter_than_it_is(whole, monkeypatch, capsys):
+    """What it has seen it has seen: config.json goes on saying so."""
+    monkeypatch.setenv("DATA", str(whole.parent / "data"))
+    before, newest = (whole / "config.json").read_bytes(), checkpoint.steps(whole)[-1]
+    assert train(whole, "--config.training.images=16") == 1
+    told = capsys.readouterr().err
+    assert f"has seen {newest * 16:,} images, more than training.images=16: a run can be made longer" in told
+    assert (whole / "config.json").read_bytes() == before and run_state.state_of(whole).name == "finished"
 
 
 def test_eval_and_sample_of_a_finished_run(whole, tmp_path, monkeypatch, capsys):
