@@ -106,7 +106,7 @@ def read_form(reader: type[Form], params: Path, command: str) -> Form:
     """The form in a folder; arrays that make none, whose checksums hold, are refused by the folder's name."""
     meta = arrays.read_meta(params, KINDS[reader], f"run {command} first")
     try:
-        return reader.load(params, f"run {command} first")
+        return reader.load(params, f"remove it and run {command}")
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         if str(params) in str(error):
             raise

@@ -11,7 +11,7 @@ from diffusion_model import arrays, checkpoint
 
 
 def record(**config):
-    flat = {"seed": 0, "training.images": 100, "logging.every": 5, "model.mode": "none"} | config
+    flat = {"seed": 0, "training.images": 100, "training.batch": 10, "logging.every": 5, "model.mode": "none"} | config
     return {
         "config": flat,
         "scaling": {"scale": [1.0], "shift": [0.0]},

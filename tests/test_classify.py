@@ -63,7 +63,9 @@ def test_cells_and_attention_are_written_as_agreed(tmp_path):
         assert cell.protocol["chance"] == pytest.approx(1 / cell.protocol["classes"])
         assert 0 <= cell.value["validation"] <= 1 and cell.value["learning_rate"] in (1e-2, 3e-2)
     test = trajectories.Trajectories(store / "test")
-    held, meta = arrays.read_folder(tmp_path / "run/attention/source=encoder/attribute=colour/seed=0", "attention")
+    held, meta = arrays.read_folder(
+        tmp_path / "run/attention/source=encoder/attribute=colour/times=all2/seed=0", "attention"
+    )
     assert held["attention"].shape == (60, 4, 3) and meta["times"] == [0.0, 0.5, 1.0]
     np.testing.assert_allclose(held["attention"].sum(-1), 1, atol=1e-5)
     assert np.array_equal(held["labels"], test.label("colour"))
@@ -84,13 +86,13 @@ def test_resuming_fills_what_is_missing_with_what_was_there(tmp_path, capsys):
     mixed = tmp_path / "run/classify/source=encoder/attribute=shape/head=transformer/times=all2/seed=0.json"
     one.unlink()
     mixed.unlink()
-    (tmp_path / "run/attention/source=encoder/attribute=colour/seed=1/meta.json").unlink()
+    (tmp_path / "run/attention/source=encoder/attribute=colour/times=all2/seed=1/meta.json").unlink()
     classify.main(command)
     assert "3 groups to do" in capsys.readouterr().out
     for path, (written, text) in before.items():
         assert path.read_text() == text
         assert (path.stat().st_mtime_ns == written) or path in (one, mixed) or "all2" in str(path)
-    assert arrays.is_finished(tmp_path / "run/attention/source=encoder/attribute=colour/seed=1")
+    assert arrays.is_finished(tmp_path / "run/attention/source=encoder/attribute=colour/times=all2/seed=1")
 
 
 def test_more_seeds_leave_the_old_cells(tmp_path):
@@ -380,7 +382,7 @@ def test_what_is_hidden_stands_in_the_key(tmp_path, capsys):
                           ("transformer", None, 0.5, None), ("transformer", None, None, "hidden")}  # fmt: skip
     assert cells["concat-linear", "0.5", None, None] < 0.6 < 0.9 < cells["concat-linear", None, 0.5, None]
     held, _ = arrays.read_folder(
-        tmp_path / "run/attention/source=encoder/attribute=colour/kept=0.5/seed=0", "attention"
+        tmp_path / "run/attention/source=encoder/attribute=colour/times=all2/kept=0.5/seed=0", "attention"
     )
     assert np.array_equal(held["attention"], np.broadcast_to([0, 1, 0], held["attention"].shape))
     capsys.readouterr()

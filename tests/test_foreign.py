@@ -257,11 +257,11 @@ def test_states_of_a_pass_that_are_a_link_are_not_cleared(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"model.features": 2**40}, "do not fit its config.json|no network that can be built"),
-        ({"model.features": 2**62}, "no network that can be built|do not fit"),
-        ({"model.blocks": 10**9}, "describes a network of 2,000,000,000 blocks"),
-        ({"model.multipliers": [1] * 1000}, "describes a network of 1,000 blocks"),
-        ({"model.mode": "reg-drl", "encoder.widen": 1e300}, "no network that can be built|do not fit"),
+        ({"model.features": 2**40}, "model.features=.*: expected a multiple of 4"),
+        ({"model.features": 2048}, "no network that can be built|do not fit"),
+        ({"model.blocks": 10**9}, "model.blocks=1000000000: expected from 1 to 64"),
+        ({"model.multipliers": [1] * 1000}, "model.multipliers=.*expected 1 to 8 integers"),
+        ({"model.mode": "reg-drl", "encoder.widen": 1e300}, "encoder.widen=1e.300: expected 0 or from 0.0625 to 64"),
         ({"shape": [3, 2**40, 2**40]}, "tells of images"),
         ({"shape": [8, 8]}, "tells of images"),
         ({"shape": [1, 8, 8]}, "and 3 scales, expected"),

@@ -83,7 +83,7 @@ def test_foreign_folders_wrong_kinds_and_nan_are_sentences(world, tmp_path) -> N
     mu = np.array(content["mu"])
     mu[3] = np.nan
     arrays.write_folder(tmp_path / "images", "gaussian", {**content, "mu": mu}, **given)
-    with pytest.raises(ValueError, match="images holds NaN or infinite numbers: remove it and run `python"):
+    with pytest.raises(ValueError, match=r"mu.npy holds numbers that are not finite: remove it and run `python"):
         inputs.load_form(tmp_path / "images", record)
 
 
@@ -95,9 +95,7 @@ def test_arrays_that_make_no_form_are_refused_by_the_folder(world, tmp_path) -> 
     said = {name: value for name, value in meta.items() if name not in ("format", "kind", "arrays")}
     for name, value in (("weights", held["weights"] * 2), ("basis", held["basis"] + 7), ("rank", held["rank"] * 3)):
         arrays.write_folder(params, mixture.KIND, held | {name: value}, **said)
-        with pytest.raises(
-            ValueError, match=f"{params} holds no gaussian mixture .*: remove it and run `python linear"
-        ):
+        with pytest.raises(ValueError, match=f"{params}.* (holds|sum to) .*: remove it and run `python linear"):
             inputs.load_form(params, record)
 
 

@@ -68,7 +68,7 @@ def write_run(run, mode):
     """A trained run as main.py leaves it."""
     config = {"data.name": "synthetic16", "model.mode": mode, "model.precondition": "edm"}
     arrays.write_json(run / "config.json", {
-        "format": 1, "kind": "run", "config": config, "scaling": {"scale": [0.0078], "shift": [-1.0]}, "shape": [3, 16, 16],
+        "format": 1, "kind": "run", "config": config, "scaling": {"scale": [0.0078] * 3, "shift": [-1.0] * 3}, "shape": [3, 16, 16],
         "std": 0.5, "data": {"name": "synthetic16", "hash": "abc"},
     })  # fmt: skip
     arrays.write_json(run / "env.json", {"python": "3.x", "torch": "2.x"})

@@ -76,7 +76,7 @@ def test_the_environment_is_made_once_and_then_silent(clone):
     ]
     assert "installing into" in told
     status, commands, _, told = clone("test.sh", "-k", "one", stub=False)
-    assert (status, commands, told) == (0, ["-m pytest -k one"], "")
+    assert (status, commands, told) == (0, ["-m pytest -n auto --dist worksteal -k one"], "")
 
 
 def test_an_interrupted_installation_starts_over(clone):
@@ -102,7 +102,7 @@ def test_a_changed_requirement_updates_the_environment(clone):
 
 def test_python_is_used_as_it_is(clone):
     status, commands, _, told = clone("test.sh")
-    assert (status, commands, told) == (0, ["-m pytest"], "")
+    assert (status, commands, told) == (0, ["-m pytest -n auto --dist worksteal"], "")
     assert not (clone.project / ".venv").exists()
     status, _, _, told = clone("test.sh", PYTHON="/no/python")
     assert status == 1

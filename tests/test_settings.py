@@ -10,7 +10,7 @@ from downstream_classification import settings
 def test_seeds_are_runs_of_one_setting_and_modes_are_settings(tmp_path):
     runs = [
         make_run(tmp_path / f"cifar10_{widen}_none_{mode}_{seed}", **{"model.mode": mode, "encoder.widen": widen, "seed": seed,
-                                                                    "logging.every": seed})
+                                                                    "logging.every": 1 + seed})
         for mode in ("reg-drl", "probabilistic-drl") for widen in (1.0, 2.0) for seed in (0, 1, 2)
     ]  # fmt: skip
     found = settings.group(runs)

@@ -1,5 +1,7 @@
 """tabulate.py: validation chooses the time, differences are paired, every accuracy stands beside its controls."""
 
+import shutil
+
 import numpy as np
 import pytest
 from run_folders import make_run
@@ -144,6 +146,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     assert "run `python downstream_classification/classify.py" in fails(capsys, tmp_path / "nothing", *out)
     run = study(tmp_path / "drl")
     assert "no results of 'linear'" in fails(capsys, run, *out, "--head", "linear", status=2)
+    shutil.rmtree(run / "classify" / "source=pixels")
     write_cells(run, "pixels", {0.0: 0.7}, standardise=False)
     assert "differ in standardise and cannot be compared" in fails(capsys, run, *out)
     run = tmp_path / "split"
