@@ -89,13 +89,16 @@ def check_options(args: Any) -> None:
     """Refuse options that contradict each other (UsageError)."""
     if (args.kind == "mixture") != (args.components is not None):
         raise UsageError("--components N and KIND mixture go together: give both or neither")
-    several = args.kind == "mixture" or args.class_conditional
+    for name in ("method", "seed"):
+        if args.kind != "mixture" and getattr(args, name) != make_parser().get_default(name):
+            raise UsageError(f"--{name} goes with KIND mixture, not with {args.kind}")
+    several = args.kind == "mixture" or args.class_conditional is not None
     for name in ("moments", "npz"):
         if several and getattr(args, name):
             raise UsageError(
                 f"--{name} is of one mean and covariance: leave it out, or --class-conditional and mixture"
             )
-    if args.kind != "gaussian" and args.class_conditional:
+    if args.kind != "gaussian" and args.class_conditional is not None:
         raise UsageError(f"--class-conditional {args.class_conditional} needs KIND gaussian, not {args.kind}")
     if args.kind == "isotropic" and (args.rank is not None or args.spread):
         raise UsageError("--rank and --spread: isotropic statistics keep no directions, leave them out")
@@ -137,7 +140,7 @@ def write_statistics(args: Any, wanted: dict[str, Any], held: moments.Moments | 
     if args.moments is not None and held is None:
         held = of_npz(args.moments, split)
     chooses = {"isotropic": isotropic, "gaussian": gaussian, "mixture": mixture}
-    make = of_classes if args.class_conditional else chooses[args.kind]
+    make = of_classes if args.class_conditional is not None else chooses[args.kind]
     make(args, wanted, held, split, start)
 
 
@@ -145,7 +148,7 @@ def options(args: Any, described: dict[str, Any]) -> dict[str, Any]:
     """What meta.json says of the images and of the options that the statistics depend on."""
     wanted = {name: described[name] for name in ("dataset", "split", "data_hash", "shape")}
     wanted |= {"statistics": args.kind, "cut_off": args.cut_off, "rank": args.rank, "spread": args.spread}
-    if args.class_conditional:
+    if args.class_conditional is not None:
         wanted |= {"attribute": args.class_conditional}
     if args.kind == "mixture":
         wanted |= {"components": args.components, "method": args.method, "seed": args.seed}

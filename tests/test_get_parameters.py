@@ -233,12 +233,16 @@ def test_options_that_contradict_each_other(dots, tmp_path, capsys) -> None:
         ("gaussian", "--class-conditional", "place", "--npz", "x"): "--npz is of one mean and covariance",
         ("mixture", "--components", 2, "--spread"): "always spreads",
         ("isotropic", "--npz", "x"): "have no covariance to write",
+        ("gaussian", "--seed", 3): "--seed goes with KIND mixture, not with gaussian",
+        ("isotropic", "--method", "em"): "--method goes with KIND mixture, not with isotropic",
+        ("isotropic", "--class-conditional", ""): "needs KIND gaussian",
     }
     for (kind, *rest), text in cases.items():
         assert run("dots", kind, tmp_path / "x", *rest) == 2
         assert text in capsys.readouterr().err
-    assert run("dots", "gaussian", tmp_path / "x", "--class-conditional", "plase") == 1
-    assert "no attribute 'plase'" in capsys.readouterr().err
+    for name in ("plase", ""):
+        assert run("dots", "gaussian", tmp_path / "x", "--class-conditional", name) == 1
+        assert f"no attribute {name!r}" in capsys.readouterr().err
 
 
 def test_fewer_images_than_pixels_need_no_covariance(dots, tmp_path, monkeypatch) -> None:
