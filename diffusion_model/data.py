@@ -106,8 +106,10 @@ def root(given: Path | str | None = None) -> Path:
     """The folder of the data sets: the one given, else `$DATA`, else `data`; a mistyped one is not made."""
     asked = given or os.environ.get("DATA")
     folder = Path(asked or "data")
+    option = "--data" if given else "$DATA" if asked else "the default --data"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{option} {folder} is a file: expected the folder of the data sets")
     if asked and not folder.parent.is_dir():
-        option = "--data" if given else "$DATA"
         raise FileNotFoundError(
             f"{option} {folder}: there is no folder {folder.parent} to hold it: make it, or mend the path"
         )

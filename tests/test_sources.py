@@ -652,6 +652,12 @@ def test_a_key_is_no_class(tmp_path):
         data.prepare("mine", tmp_path / "data", tmp_path / "a.npz")
 
 
+def test_a_file_is_no_folder_of_data(tmp_path):
+    (tmp_path / "a.npz").touch()
+    with pytest.raises(ValueError, match=r"--data .*a\.npz is a file: expected the folder of the data sets"):
+        data.root(tmp_path / "a.npz")
+
+
 def test_a_mistyped_folder_of_data_is_not_made(tmp_path, monkeypatch, capsys):
     status, sentence = fail(capsys, "synthetic16", "--data", tmp_path / "mistyped" / "data")
     assert (status, "--data" in sentence, "there is no folder" in sentence) == (1, True, True)
