@@ -61,6 +61,17 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             raise _explained(error, path, temporary) from None
 
 
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An error of the system inside tells this file: one of a handle (write, fsync, fallocate) tells none by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def _explained(error: OSError, path: Path, temporary: Path) -> OSError:
     """The error with the file's own name, and with the system's reason where a library says only that it wrote too little."""
     if error.errno is None:
@@ -117,8 +128,9 @@ def append_text(path: Path, text: str) -> None:
     try:
         before, left = os.fstat(handle).st_size, text.encode(errors="backslashreplace")
         try:
-            while left:
-                left = left[os.write(handle, left) :]
+            with named(path):
+                while left:
+                    left = left[os.write(handle, left) :]
         except OSError:
             os.ftruncate(handle, before)
             raise
@@ -457,10 +469,14 @@ def _check_like(folder: Path, arrays: dict[str, np.ndarray], like: dict[str, str
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], **meta: str) -> None:
     """Write one safetensors file; `meta` is its header of strings. A full disk is an OSError, as for every other file."""
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        write_atomically(path, lambda temporary: safetensors.torch.save_file(held, temporary, metadata=meta or None))
-    except safetensors.SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from None
+
+    def write(temporary: Path) -> None:
+        try:
+            safetensors.torch.save_file(held, temporary, metadata=meta or None)
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from None
+
+    write_atomically(path, write)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -79,15 +79,13 @@ def _write_decoded(
     if kept:
         print(f"preparing {what}: {len(kept)} of {len(blocks)} blocks are there already", file=sys.stderr)
     found = zip(missing, decode(raw.read, missing, workers), strict=True)
-    with _done(path).open("a") as done:
-        for rows, block in progress(found, f"preparing {what}", f"blocks of {len(blocks[0])}", total=len(missing)):
-            check(rows, block)
-            target[rows[0] : rows[-1] + 1] = block
-            done.write(_line(int(rows[0]), raw.key(rows), _checksum(block)))
-            done.flush()
+    for rows, block in progress(found, f"preparing {what}", f"blocks of {len(blocks[0])}", total=len(missing)):
+        check(rows, block)
+        target[rows[0] : rows[-1] + 1] = block
+        arrays.append_text(_done(path), _line(int(rows[0]), raw.key(rows), _checksum(block)))
     target.flush()
     del target
-    with part(path).open("rb+") as file:
+    with arrays.named(part(path)), part(path).open("rb+") as file:
         os.fsync(file.fileno())
     part(path).replace(path)
 
@@ -103,6 +101,7 @@ def _resume(path: Path, shape: tuple[int, ...]) -> tuple[np.memmap, dict[int, tu
     except (OSError, ValueError):
         target = None
     if target is not None and (target.shape, target.dtype) == (shape, np.uint8):
+        _reserve(part(path))
         return target, _read_lines(_done(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     _done(path).unlink(missing_ok=True)
@@ -110,12 +109,21 @@ def _resume(path: Path, shape: tuple[int, ...]) -> tuple[np.memmap, dict[int, tu
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A new array with its place on the disk: a disk that is full says so here, not by a signal at some later write."""
-    target = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    """A new array with its place on the disk."""
+    with arrays.named(path):
+        target = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    _reserve(path)
     return target
+
+
+def _reserve(path: Path) -> None:
+    """Take a file's place on the disk, also of one that is gone on with: who was refused it left a file of holes.
+
+    A disk that is full says so here, not by a signal at some later write.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with arrays.named(path), path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _line(row: int, key: str, checksum: int) -> str:

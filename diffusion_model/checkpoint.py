@@ -9,7 +9,6 @@ import errno
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from diffusion_model import arrays, bounds
+from diffusion_model import arrays, bounds, locks
 from diffusion_model.data import Scaling
 from diffusion_model.score_model import ScoreModel
 from diffusion_model.sde import LinearSDE
@@ -269,12 +268,17 @@ def publish(run: Path, out: Path, process: str | type[LinearSDE] | None = None, 
         raise ValueError(f"{out} holds a run of its own, which the small run would replace: give another --out")
     weights = dict(model.named_parameters())
     tensors = {name: tensor.half() if name in weights else tensor for name, tensor in model.state_dict().items()}
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{Path(out).name}.", suffix=".tmp", dir=Path(out).parent) as beside:
-        made = Path(beside) / Path(out).name
-        arrays.write_tensors(made / "weights.safetensors", tensors)
-        arrays.write_json(made / "config.json", {**record, "step": model.step, "provenance": provenance})
-        _move(made, Path(out))
+    beside = Path(out).with_name(f".{Path(out).name}.tmp")  # what a killed one left is taken over
+    if beside.is_symlink():
+        beside.unlink()
+    with locks.held(beside, "written to", wait=True):
+        try:
+            made = beside / Path(out).name
+            arrays.write_tensors(made / "weights.safetensors", tensors)
+            arrays.write_json(made / "config.json", {**record, "step": model.step, "provenance": provenance})
+            _move(made, Path(out))
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     return Path(out)
 
 

@@ -62,7 +62,8 @@ class RowFile:
                     return
         arrays.refuse_links(self.part)
         self.part.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(arrays.open_own(self.part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        handle = arrays.open_own(self.part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with arrays.named(self.part), os.fdopen(handle, "wb") as file:
             file.write(self.header)
             _reserve(file.fileno(), self._place(self.shape[0]), self.part)
 
@@ -72,8 +73,9 @@ class RowFile:
         place, done = self._place(start), 0
         handle = arrays.open_own(self.part, os.O_WRONLY)
         try:
-            while done < len(held):
-                done += os.pwrite(handle, held[done:], place + done)
+            with arrays.named(self.part):
+                while done < len(held):
+                    done += os.pwrite(handle, held[done:], place + done)
         finally:
             os.close(handle)
         return zlib.crc32(held)
@@ -89,7 +91,7 @@ class RowFile:
 
     def finish(self) -> None:
         """Flush the part to disk and give it its name."""
-        with self.part.open("rb+") as file:
+        with arrays.named(self.part), self.part.open("rb+") as file:
             os.fsync(file.fileno())
         self.part.replace(self.path)
 

@@ -2,15 +2,17 @@
 
 import io
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from diffusion_model import arrays
+from diffusion_model import arrays, row_files
 
 HELD = {
     "images": np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
@@ -370,6 +372,33 @@ def test_a_disk_that_takes_only_a_part_is_told_by_its_own_reason(tmp_path):
     assert refused.value.filename == str(tmp_path / "a.npy")
     with pytest.raises(OSError, match=r"a\.npy could not be written: odd"):
         arrays.write_atomically(tmp_path / "a.npy", lambda temporary: (_ for _ in ()).throw(OSError("odd")))
+
+
+def test_a_disk_too_full_for_tensors_is_told_by_its_own_reason(tmp_path, monkeypatch):
+    def short(tensors, temporary, metadata):
+        temporary.unlink()
+        temporary.symlink_to("/dev/full")
+        raise safetensors.SafetensorError("Error while serializing")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", short)
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        arrays.write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)})
+    assert refused.value.filename == str(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("call", "name"), [("write", "log.txt"), ("pwrite", ".a.npy.part"), ("fsync", ".a.npy.part")])
+def test_a_refusal_of_a_handle_tells_the_file(tmp_path, monkeypatch, call, name):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    file = row_files.RowFile(tmp_path / "a.npy", (4, 2), np.dtype("f4"))
+    file.begin()
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        arrays.append_text(tmp_path / "log.txt", "one\n")
+        file.put(0, np.ones((4, 2)))
+        file.finish()
+    assert refused.value.filename == str(tmp_path / name)
 
 
 LIKE = {"mu": "finite [D]", "U": "finite [D, R]", "rows": "integers [N]"}

@@ -136,3 +136,15 @@ def test_another_type_in_config_json_is_a_sentence(tmp_path, field, value, sente
     alter(tmp_path / "run" / "config.json", field, value)
     with pytest.raises(ValueError, match=rf"config\.json.* {sentence}: "):
         checkpoint.load_score_model(tmp_path / "run")
+
+
+def test_what_a_killed_publication_left_is_taken_over(tmp_path):
+    half = tmp_path / ".small.tmp" / "small"
+    half.mkdir(parents=True)
+    for name in ("weights.safetensors", ".config.json.tmp"):
+        (half / name).write_bytes(b"half")
+    whole = Path(__file__).parent.parent / "docs" / "runs" / "drl-synthetic16"
+    checkpoint.publish(whole, tmp_path / "small")
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["config.json", "weights.safetensors"]
+    assert checkpoint.load_score_model(tmp_path / "small").step == checkpoint.load_score_model(whole).step
