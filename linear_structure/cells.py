@@ -23,12 +23,17 @@ def beside(folder: Path, key: dict[str, Any]) -> Path:
     return results.folder_beside(results.cell_path(folder, **key))
 
 
-def find(folder: Path, key: dict[str, Any], protocol: dict[str, Any], kind: str) -> Made | None:
-    """The cell if it is finished under this protocol, with its arrays; another protocol is refused by its fields."""
+def find(
+    folder: Path, key: dict[str, Any], protocol: dict[str, Any], kind: str, like: dict[str, str] | None = None
+) -> Made | None:
+    """The cell if it is finished under this protocol, with its arrays; another protocol is refused by its fields.
+
+    like: what its arrays must be, as for `arrays.read_folder`.
+    """
     cell, place = results.finished(folder, key, protocol), beside(folder, key)
     if cell is None or not arrays.is_finished(place):
         return None
-    return Made(cell.value, arrays.read_folder(place, kind, f"remove {place}")[0])
+    return Made(cell.value, arrays.read_folder(place, kind, f"remove {place}", like)[0])
 
 
 def once(
@@ -37,9 +42,10 @@ def once(
     protocol: dict[str, Any],
     kind: str,
     make: Callable[[], tuple[dict[str, Any], dict[str, np.ndarray]]],
+    like: dict[str, str] | None = None,
 ) -> Made:
     """The cell with this key, made by `make` and written if it is not there; an error of `make` is written and raised."""
-    found = find(folder, key, protocol, kind)
+    found = find(folder, key, protocol, kind, like)
     if found is not None:
         return found
     try:

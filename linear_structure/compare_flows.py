@@ -46,6 +46,9 @@ REFERENCES = {  # name: (label, colour) of what is no closed form
     NEURAL: ("network, different seeds", "black"),
     SOLVER: ("error of the solver alone", "0.6"),
 }
+# arrays of a cell: end samples, and the network's states or a form's squared errors from it
+OF_NETWORK = {"states": "finite [N, S, C, H, W]", "images": "bytes [N, C, H, W]"}
+OF_FORM = {"mse": "finite [N]", "images": "bytes [N, C, H, W]"}
 
 
 class Flows(NamedTuple):
@@ -172,7 +175,8 @@ class Work(NamedTuple):
         """The cell of one flow, or of what a feature space says of it."""
         key = {"sampler": self.flows.sampler, "steps": len(self.flows.levels) - 1}
         key |= {"features": space} if space else {}
-        return cells.once(self.folder, key | {"form": name}, self.protocol | origin, KIND, make)
+        like = None if space else OF_NETWORK if name == NEURAL else OF_FORM
+        return cells.once(self.folder, key | {"form": name}, self.protocol | origin, KIND, make, like)
 
     def _network(self, denoise: Denoiser) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         states = self.flows.solved(denoise, "the network")

@@ -21,6 +21,9 @@ import numpy as np
 from diffusion_model import arrays, experiment, figures, results
 
 REMEDY = "run `python downstream_classification/classify.py RUN/trajectories/SOURCE --heads transformer` first"
+REMOVE = f"remove it and {REMEDY.removesuffix(' first')}"
+ARRAYS = {"attention": "numbers [N, H, T]", "labels": "integers [N]"}
+STORED = {"times": [float], "attribute": str, "classes": int, "head": str}  # of meta.json
 KIND = "attention"
 
 
@@ -94,19 +97,20 @@ def attribute_folders(args: argparse.Namespace) -> list[Path]:
 
 def of_times(folder: Path) -> Path:
     """Where the seeds of an attribute lie: in its folder those over all10, else below it those over most times."""
-    views = (
-        {}
-        if any(folder.glob("seed=*"))
-        else {path.name.removeprefix("times=all"): path for path in folder.glob("times=all*")}
-    )
-    return max(((int(count), path) for count, path in views.items()), default=(0, folder))[1]
+    return folder if numbered(folder, "seed=") else max(numbered(folder, "times=all"), default=(0, folder))[1]
+
+
+def numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:
+    """What a folder holds under a prefix and a number, by number; other names are none of ours."""
+    names = ((path.name.removeprefix(prefix), path) for path in folder.glob(f"{prefix}*"))
+    return sorted((int(number), path) for number, path in names if number.isdecimal())
 
 
 def read_profile(folder: Path) -> Profile:
     """Every finished seed of one attribute; what the seeds must share and does not agree is a ValueError."""
     seeds, means, classes, tests, first = [], [], [], [], None
-    for path in sorted(folder.glob("seed=*"), key=lambda path: int(path.name.partition("=")[2])):
-        held, meta = arrays.read_folder(path, KIND, REMEDY)
+    for seed, path in numbered(folder, "seed="):
+        held, meta = arrays.read_folder(path, KIND, REMOVE, ARRAYS)
         attention, labels = check(held, meta, path)
         first = first or meta
         for name in ("times", "attribute", "classes", "head"):
@@ -115,7 +119,7 @@ def read_profile(folder: Path) -> Profile:
                     f"{path} has {name} {meta[name]!r}, the seeds before it {first[name]!r}: classify again"
                 )
         over_heads = attention.mean(1)  # [N, T]
-        seeds.append(int(path.name.partition("=")[2]))
+        seeds.append(seed)
         means.append(over_heads.mean(0))
         classes.append(class_means(over_heads, labels, meta["classes"]))
         tests += [meta["test"]] if "test" in meta else []
@@ -126,15 +130,10 @@ def read_profile(folder: Path) -> Profile:
 
 def check(held: dict[str, np.ndarray], meta: dict, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Attention [N, H, T] in float64 and labels [N]; shares that are no shares are a ValueError."""
-    missing = [name for name in ("attention", "labels") if name not in held]
-    missing += [name for name in ("times", "attribute", "classes", "head") if name not in meta]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: remove it and classify again")
+    arrays.expect(meta, path / "meta.json", STORED, REMOVE)
     attention, labels = np.asarray(held["attention"], np.float64), np.asarray(held["labels"])
-    if attention.ndim != 3 or attention.shape[2] != len(meta["times"]) or labels.shape != attention.shape[:1]:
-        raise ValueError(
-            f"{path}: attention has shape {attention.shape} and labels {labels.shape}, expected [N, H, {len(meta['times'])}] and [N]"
-        )
+    if attention.shape[2] != len(meta["times"]):
+        raise ValueError(f"{path}: attention has shape {attention.shape}, expected [N, H, {len(meta['times'])}]")
     if not np.isfinite(attention).all() or attention.min() < 0 or attention.sum(2).max() > 1 + 1e-3:
         raise ValueError(f"{path}: attention over the times must be shares of 1, found other values: classify again")
     if labels.min() < 0 or labels.max() >= meta["classes"]:

@@ -91,7 +91,9 @@ def test_sentences(tmp_path, capsys):
     [
         ({"attention": np.full((30, 4, 3), 0.5)}, "must be shares of 1"),
         ({"attention": np.full((30, 4, 3), np.nan)}, "must be shares of 1"),
-        ({"attention": np.full((30, 4, 2), 0.5)}, r"expected \[N, H, 3\] and \[N\]"),
+        ({"attention": np.full((30, 4, 2), 0.5)}, r"expected \[N, H, 3\]"),
+        ({"attention": np.full(30, 0.5)}, r"expected numbers \[N, H, T\]"),
+        ({"classes": {"a": 1}}, "classes is .*, expected an integer: remove it and run .python"),
         ({"labels": np.arange(30)}, "labels run from 0 to 29, expected 0 to 2"),
         ({"classes": 4}, "has classes 4, the seeds before it 3"),
     ],
