@@ -44,8 +44,9 @@ def make(batch: int, device: torch.device, root: Path | None) -> tuple[Callable[
         continuous=True, likelihood_weighting=config.training.likelihood_weighting, config=config,
     )  # fmt: skip
     images, draw = standardised(root).to(device), np.random.default_rng(0)
-    sizes = {name: count_parameters(part) for name, part in (("encoder", model.encoder), ("decoder", model.decoder))}
-    sizes["score network"] = count_parameters(model) - sum(sizes.values())
+    whole = model.module  # it is wrapped for several devices
+    sizes = {"encoder": count_parameters(whole.encoder), "decoder": count_parameters(whole.decoder)}
+    sizes["score network"] = count_parameters(whole) - sum(sizes.values())
     return lambda: step(state, images[torch.from_numpy(draw.integers(0, len(images), batch)).to(device)]), sizes
 
 
